@@ -1,0 +1,79 @@
+"""What the ledger and the store each say about one object: the two kinds of evidence that a verdict weighs.
+
+It holds facts and spells them; it never weighs them, and never asks for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from s3tasks.refs import Marker
+
+
+@dataclass(frozen=True)
+class Intent:
+    """A write that has begun and is not known to have ended.
+
+    `first` and `last` are the tickets of its oldest and newest attempt still open; `deletes` says that it is a delete.
+    Tickets are microseconds of the ledger's clock, made unique and increasing per object.
+    """
+
+    write_id: str
+    first: int
+    last: int
+    deletes: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Landed:
+    """What S3 said of a write that it took.
+
+    `etag` is None where it is not known (or where the write `deleted`), `version_id` where the bucket keeps no versions. `date` is
+    the write endpoint's own clock in whole seconds since 1970 when it answered, 0 where unknown; `size` is in bytes.
+    """
+
+    etag: str | None = None
+    version_id: str | None = None
+    size: int | None = None
+    date: int = 0
+    deleted: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Current(Landed):
+    """A committed write that no later write has replaced.
+
+    It began with the ticket `begun` and was recorded as number `committed`. Somebody else's write, adopted, has an empty
+    `write_id`.
+    """
+
+    write_id: str
+    begun: int
+    committed: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """All that the ledger holds about one object. An object that it knows nothing about has an empty record (`seq` 0)."""
+
+    seq: int = 0
+    intents: tuple[Intent, ...] = ()
+    currents: tuple[Current, ...] = ()
+
+
+@dataclass(frozen=True)
+class Served:
+    """What an endpoint serves under the object's name.
+
+    `marker` is None where the object carries none of ours for this name. `last_modified` is in whole seconds since 1970 by the
+    endpoint's clock, 0 where it was not given. `metadata` is the user metadata without our marker, keys in lower case.
+    """
+
+    etag: str | None
+    version_id: str | None = None
+    size: int | None = None
+    last_modified: int = 0
+    marker: Marker | None = None
+    content_type: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)

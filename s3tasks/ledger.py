@@ -1,0 +1,226 @@
+"""What ought to be there: the record of begun and finished writes, kept in Redis; the only room that knows redis.
+
+It never speaks to S3, and never decides what a record means for a reader.
+
+Every move is atomic: one Lua script, or one plain read, in one round trip, on keys of one cluster slot. Each may be repeated
+after a lost answer without harm. All clocks are Redis's own. Every failure leaves as LedgerUnavailable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+from urllib.parse import quote, unquote
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from s3tasks.errors import LedgerUnavailable
+from s3tasks.evidence import Current, Intent, Landed, Record
+from s3tasks.refs import ObjectRef, finished_key, record_key
+from s3tasks.settings import Settings
+
+SCHEMA = "1"
+_UNKNOWN, _DELETED = "*", "!"
+_MICROSECONDS = 1_000_000
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The intent is recorded: S3 may be asked. `sole` says that no earlier attempt of this write can have landed."""
+
+    ticket: int
+    sole: bool
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The write had finished, or has been replaced (`superseded`): S3 must not be asked again."""
+
+    current: Current
+    superseded: bool
+
+
+@dataclass(frozen=True)
+class Busy:
+    """Another write to the key is under way and is waited for, at most so long."""
+
+    lease_seconds_left: float
+
+
+class Ledger:
+    """The ledger on one Redis, shared by threads; connections are made when first used.
+
+    `settings.ledger_url` must be set. Every method raises LedgerUnavailable when Redis cannot be asked or refuses.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        if settings.ledger_url is None:
+            raise ValueError("no ledger_url: set S3TASKS_LEDGER_URL (or use a Celery app whose broker is Redis)")
+        self._settings = settings
+        options: dict[str, Any] = {} if settings.ledger_url.startswith("unix:") else {"socket_keepalive": True}
+        self._redis = redis.Redis.from_url(
+            settings.ledger_url,
+            socket_timeout=settings.ledger_timeout_seconds,
+            socket_connect_timeout=settings.ledger_timeout_seconds,
+            # A pooled connection may have died with a restarted Redis: one fresh try, and no sleeping in here.
+            retry=Retry(NoBackoff(), 1),
+            **options,
+        )
+
+    def lookup(self, ref: ObjectRef) -> Record:
+        """What is known about the object, in one plain read. A record that cannot be read counts as none, and is logged."""
+        key = record_key(self._settings.ledger_prefix, ref)
+        with _door("lookup"):
+            try:
+                return _record(self._redis.hgetall(key), ref)  # type: ignore[arg-type]
+            except redis.ResponseError as problem:
+                if not str(problem).startswith("WRONGTYPE"):
+                    raise
+        logger.warning("the ledger's record of %s is not a hash: treated as unknown", ref.uri)
+        return Record()
+
+    def begin(self, ref: ObjectRef, write_id: str, *, deletes: bool = False) -> Opened | Finished | Busy:
+        """Opens the write's intent, unless it has finished, has been replaced, or must wait for its turn.
+
+        A write id whose intent is open already is a redelivery: it gets a new ticket on the same intent.
+        """
+        settings = self._settings
+        lease = int(settings.overlap_lease_seconds * _MICROSECONDS) if settings.on_overlap == "serialize" else 0
+        answer = self._move(
+            "begin", ref, write_id,
+            "d" if deletes else "w", settings.retention_seconds, settings.redelivery_horizon_seconds, lease,
+        )
+        said = answer[0].decode()
+        if said == "open":
+            return Opened(ticket=int(answer[1]), sole=answer[1] == answer[2])
+        if said == "busy":
+            return Busy(int(answer[1]) / _MICROSECONDS)
+        return Finished(_current(write_id, answer[1].decode()), superseded=said == "superseded")
+
+    def commit(self, ref: ObjectRef, write_id: str, ticket: int, landed: Landed, *, landed_ticket: int) -> Current:
+        """Makes the write current and remembers it as finished.
+
+        `ticket` is of the attempt that ends here, `landed_ticket` of the attempt whose bytes are in S3: another one only where
+        a redelivery found the work done.
+        """
+        settings = self._settings
+        text = self._move(
+            "commit", ref, write_id,
+            ticket, landed_ticket, _rest(landed), settings.retention_seconds, settings.redelivery_horizon_seconds,
+        )
+        return _current(write_id, text.decode())
+
+    def abort(self, ref: ObjectRef, write_id: str, ticket: int) -> bool:
+        """Closes the intent of a write that S3 has refused at its only attempt; False where other attempts keep it open."""
+        return bool(self._move("abort", ref, write_id, ticket, self._settings.retention_seconds))
+
+    def observe(self, ref: ObjectRef, intent: Intent, ticket: int, landed: Landed) -> Current | None:
+        """Records an unfinished write that a reader was served as current; None where the record has moved on."""
+        settings = self._settings
+        text = self._move(
+            "observe", ref, intent.write_id,
+            ticket, _rest(landed), settings.retention_seconds, settings.redelivery_horizon_seconds,
+        )
+        return _current(intent.write_id, text.decode()) if text else None
+
+    def adopt(self, ref: ObjectRef, judged: Record, landed: Landed) -> Current | None:
+        """Makes somebody else's write the only current one; None where the record is no longer the one judged."""
+        text = self._move("adopt", ref, None, judged.seq, _rest(landed), self._settings.retention_seconds)
+        return _current("", text.decode()) if text else None
+
+    def forget(self, ref: ObjectRef) -> bool:
+        """Removes the object's record: reads of it go unchecked until it is written again. False where there was none."""
+        return bool(self._move("forget", ref, None))
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._redis.close()
+
+    def _move(self, name: str, ref: ObjectRef, write_id: str | None, *arguments: str | int) -> Any:
+        prefix = self._settings.ledger_prefix
+        keys = [record_key(prefix, ref)]
+        words: list[str | int] = list(arguments)
+        if write_id is not None:
+            keys.append(finished_key(prefix, ref, write_id))
+            words.insert(0, write_id)
+        source, digest = _script(name)
+        with _door(name):
+            try:
+                return self._redis.evalsha(digest, len(keys), *keys, *words)
+            except redis.exceptions.NoScriptError:
+                return self._redis.eval(source, len(keys), *keys, *words)
+
+
+@contextmanager
+def _door(operation: str) -> Iterator[None]:
+    """The one way out for redis-py's errors: all of them leave as LedgerUnavailable, with the client's words."""
+    try:
+        yield
+    except (redis.RedisError, OSError) as problem:
+        raise LedgerUnavailable(operation, f"{type(problem).__name__}: {problem}") from problem
+
+
+@cache
+def _script(name: str) -> tuple[str, str]:
+    folder = files("s3tasks") / "ledger_scripts"
+    source = "".join((folder / f"{part}.lua").read_text() for part in ("record", name))
+    return source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+
+def _rest(landed: Landed) -> str:
+    etag = _DELETED if landed.deleted else _word(landed.etag)
+    size = _UNKNOWN if landed.size is None else str(landed.size)
+    return f"{landed.date} {etag} {_word(landed.version_id)} {size}"
+
+
+def _word(text: str | None) -> str:
+    return _UNKNOWN if text is None else quote(text, safe="")
+
+
+def _current(write_id: str, text: str) -> Current:
+    begun, committed, date, etag, version_id, size = text.split(" ")
+    return Current(
+        write_id=write_id,
+        begun=int(begun),
+        committed=int(committed),
+        date=int(date),
+        etag=None if etag in (_UNKNOWN, _DELETED) else unquote(etag),
+        version_id=None if version_id == _UNKNOWN else unquote(version_id),
+        size=None if size == _UNKNOWN else int(size),
+        deleted=etag == _DELETED,
+    )
+
+
+def _intent(write_id: str, text: str) -> Intent:
+    first, last, does = text.split(" ")
+    return Intent(write_id, int(first), int(last), deletes={"w": False, "d": True}[does])
+
+
+def _record(fields: dict[bytes, bytes], ref: ObjectRef) -> Record:
+    schema = fields.get(b"v", SCHEMA.encode()).decode(errors="replace")
+    if schema != SCHEMA:
+        logger.warning("the ledger's record of %s has schema %.20s, this is %s: treated as unknown", ref.uri, schema, SCHEMA)
+        return Record()
+    intents: list[Intent] = []
+    currents: list[Current] = []
+    for name, value in fields.items():
+        kind, write_id = name[:2], name[2:].decode(errors="surrogateescape")
+        try:
+            if kind == b"i:":
+                intents.append(_intent(write_id, value.decode()))
+            elif kind == b"c:":
+                currents.append(_current(write_id, value.decode()))
+        except (ValueError, KeyError):
+            logger.warning("the ledger's record of %s holds garbage in %.80r: passed over", ref.uri, name)
+    seq = fields.get(b"seq", b"0")
+    return Record(int(seq) if seq.isdigit() else 0, tuple(intents), tuple(currents))

@@ -1,0 +1,37 @@
+-- begin: a write is about to ask S3. Opens its intent, or says why S3 must not be asked.
+-- KEYS[1] the record   KEYS[2] the finished-write memory of this write id
+-- ARGV[1] write id   [2] 'w' or 'd' (a delete)   [3] retention, seconds   [4] redelivery horizon, seconds
+--     [5] lease for on_overlap="serialize", microseconds; '0' allows overlapping writes
+-- Returns {'finished', text}    it had finished: text is what was committed
+--      or {'superseded', text}  an intent was open and has been replaced meanwhile; it is finished now
+--      or {'busy', microseconds} another write's intent is open, for at most so long
+--      or {'open', ticket, first} go on; first == ticket says that this is the only attempt so far
+local id = ARGV[1]
+local finished = redis.call('GET', KEYS[2])
+if finished then return {'finished', finished} end
+
+local record, problem = load_record(KEYS[1])
+if not record then return problem end
+local intent = record.intents[id]
+
+if intent and replaced(record, intent.last) then
+  drop_intent(record, id)
+  local text = insert(record, id, intent.first, '0 ' .. (intent.does == 'd' and '!' or '*') .. ' * *')
+  save(record, ARGV[3])
+  redis.call('SET', KEYS[2], text, 'EX', ARGV[4])
+  return {'superseded', text}
+end
+
+local clock, lease, oldest_kept = now(), tonumber(ARGV[5]), now() - tonumber(ARGV[3]) * 1000000
+local busy = 0
+for other, theirs in pairs(record.intents) do
+  if theirs.last < oldest_kept then drop_intent(record, other)
+  elseif other ~= id then busy = math.max(busy, theirs.last + lease - clock) end
+end
+if lease > 0 and busy > 0 then return {'busy', whole(busy)} end
+
+local ticket = next_seq(record)
+intent = {first = intent and intent.first or ticket, last = ticket, does = ARGV[2]}
+set_intent(record, id, intent)
+save(record, ARGV[3])
+return {'open', whole(ticket), whole(intent.first)}

@@ -1,0 +1,15 @@
+-- commit: S3 has taken the write. It becomes current, and replaces what had been committed when its attempt began.
+-- KEYS[1] the record   KEYS[2] the finished-write memory of this write id
+-- ARGV[1] write id   [2] ticket of the attempt that ends   [3] ticket of the attempt whose bytes are in S3 (mostly the same)
+--     [4] "<date> <etag> <version id> <size>"   [5] retention, seconds   [6] redelivery horizon, seconds
+-- Returns the text of the current write: "<begun> <committed> <rest>"
+local id, ticket, landed = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local record, problem = load_record(KEYS[1])
+if not record then return problem end
+
+close_intent(record, id, ticket)
+drop_replaced_by(record, landed)
+local text = insert(record, id, landed, ARGV[4])
+save(record, ARGV[5])
+redis.call('SET', KEYS[2], text, 'EX', ARGV[6])
+return text

@@ -1,0 +1,101 @@
+-- The record of one object, as every move reads and writes it: this text is put before each of the moves.
+--
+-- A hash:  v             schema version, '1'
+--          seq           the newest number handed out: microseconds of Redis's own clock, never twice, never backwards
+--          i:<write id>  an open intent: "<first> <last> <w|d>"
+--          c:<write id>  a current write: "<begun> <committed> <date> <etag> <version id> <size>"
+-- The last four of a current write ("rest") are opaque here but for the date. A field that cannot be read is dropped.
+
+local SCHEMA = '1'
+
+local function load_record(key)
+  local flat = redis.pcall('HGETALL', key)
+  if flat.err then
+    if not string.find(flat.err, 'WRONGTYPE', 1, true) then return nil, flat end
+    redis.call('DEL', key)
+    flat = {}
+  end
+  local record = {key = key, seq = 0, intents = {}, currents = {}}
+  for n = 1, #flat, 2 do
+    local name, value = flat[n], flat[n + 1]
+    local kind, id = string.sub(name, 1, 2), string.sub(name, 3)
+    if name == 'v' and value ~= SCHEMA then
+      return nil, redis.error_reply('S3TASKSSCHEMA the record has schema ' .. value .. ', this is s3tasks for schema ' .. SCHEMA)
+    elseif name == 'seq' then
+      record.seq = tonumber(value) or 0
+    elseif kind == 'i:' then
+      local first, last, does = string.match(value, '^(%d+) (%d+) ([wd])$')
+      if first then record.intents[id] = {first = tonumber(first), last = tonumber(last), does = does}
+      else redis.call('HDEL', key, name) end
+    elseif kind == 'c:' then
+      local begun, committed, date = string.match(value, '^(%d+) (%d+) (%d+) %S+ %S+ %S+$')
+      if begun then record.currents[id] = {begun = tonumber(begun), committed = tonumber(committed), date = tonumber(date)}
+      else redis.call('HDEL', key, name) end
+    end
+  end
+  return record
+end
+
+local function now()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000000 + tonumber(time[2])
+end
+
+local function whole(number)
+  return string.format('%.0f', number)
+end
+
+-- A number above all that were handed out, also by a Redis that has since lost its last writes in a failover.
+local function next_seq(record)
+  record.seq = math.max(record.seq + 1, now())
+  return record.seq
+end
+
+local function save(record, retention_seconds)
+  redis.call('HSET', record.key, 'v', SCHEMA, 'seq', whole(record.seq))
+  redis.call('EXPIRE', record.key, retention_seconds)
+end
+
+local function set_intent(record, id, intent)
+  redis.call('HSET', record.key, 'i:' .. id, whole(intent.first) .. ' ' .. whole(intent.last) .. ' ' .. intent.does)
+end
+
+local function drop_intent(record, id)
+  redis.call('HDEL', record.key, 'i:' .. id)
+end
+
+-- Attempts up to `ticket` are over; later ones of the same write, if any, go on.
+local function close_intent(record, id, ticket)
+  local intent = record.intents[id]
+  if not intent then return end
+  if intent.last > ticket then
+    intent.first = math.max(intent.first, ticket + 1)
+    set_intent(record, id, intent)
+  else
+    drop_intent(record, id)
+  end
+end
+
+-- Whether some current write began after the ticket, which is to say: replaced what the ticket's attempt wrote.
+local function replaced(record, ticket)
+  for _, current in pairs(record.currents) do
+    if current.begun > ticket then return true end
+  end
+  return false
+end
+
+-- Puts a write among the current ones and returns its text, for the memory of finished writes.
+local function insert(record, id, begun, rest)
+  local value = whole(begun) .. ' ' .. whole(next_seq(record)) .. ' ' .. rest
+  redis.call('HSET', record.key, 'c:' .. id, value)
+  return value
+end
+
+-- Drops the current writes that had committed when the ticket was handed out: that attempt replaced them.
+-- A ticket from beyond the record's own count comes from a history that Redis has lost, and proves nothing about this one.
+local function drop_replaced_by(record, ticket)
+  if ticket > record.seq then return end
+  for id, current in pairs(record.currents) do
+    if current.committed < ticket then redis.call('HDEL', record.key, 'c:' .. id) end
+  end
+end
