@@ -12,7 +12,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from s3tasks.errors import InvalidRef, OverlappingWrite, PreconditionFailed, StoreUnavailable
 from s3tasks.evidence import Served
@@ -25,6 +25,8 @@ from s3tasks.waiting import keep_trying, try_times
 from s3tasks.writes import delete, put
 
 RefLike = str | Mapping[str, Any] | ObjectRef
+T = TypeVar("T")
+
 WriteIds = Callable[[ObjectRef], str]
 
 
@@ -81,7 +83,7 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def random_write_ids(ref: ObjectRef) -> str:
+def random_write_ids(_ref: ObjectRef) -> str:
     """A fresh id for every write: for callers whose calls are never delivered twice."""
     return str(uuid.uuid4())
 
@@ -97,6 +99,7 @@ class NumberedWriteIds:
         self._writes: Counter[str] = Counter()
 
     def __call__(self, ref: ObjectRef) -> str:
+        """The id for the next write to the object."""
         self._writes[ref.uri] += 1
         ordinal = self._writes[ref.uri]
         return self._task_id if ordinal == 1 else f"{self._task_id}.{ordinal}"
@@ -106,9 +109,9 @@ class ConsistentS3:
     """Reads, writes and deletes of S3 objects, each read held against the ledger; safe to share between threads.
 
     Refs are given as `"s3://bucket/key"`, as the dict of another ref, or as an ObjectRef. All verbs raise InvalidRef for what is
-    no ref or names a bucket that is not allowed, LedgerUnavailable when Redis does not answer, StoreUnavailable when S3 does not, and
-    StoreError when S3 refuses. `wait` is how many seconds a verb may wait in this thread (None: the client's default, which is 0
-    unless said otherwise); the error that surfaces then says how often and how long was tried.
+    no ref or names a bucket that is not allowed, LedgerUnavailable when Redis does not answer, StoreUnavailable when S3 does
+    not, and StoreError when S3 refuses. `wait` is how many seconds a verb may wait in this thread (None: the client's default,
+    which is 0 unless said otherwise); the error that surfaces then says how often and how long was tried.
     """
 
     def __init__(
@@ -240,7 +243,7 @@ class ConsistentS3:
     def _seconds(self, wait: float | None) -> float:
         return self._default_wait_seconds if wait is None else wait
 
-    def _patiently(self, attempt: Callable[[], Any], wait: float | None) -> Any:
+    def _patiently(self, attempt: Callable[[], T], wait: float | None) -> T:
         return keep_trying(attempt, self.settings, seconds=self._seconds(wait), on=(PreconditionFailed,))
 
     def _persist(self, attempt: Callable[[], ObjectRef], wait: float | None) -> ObjectRef:

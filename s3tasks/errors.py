@@ -23,9 +23,10 @@ exception as `cls(*args)`, so nothing else survives the way back to the caller. 
 
 from __future__ import annotations
 
-from typing import ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar
 
-_Waited = TypeVar("_Waited", bound="RetryableError")
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class S3TasksError(Exception):
@@ -48,7 +49,7 @@ class RetryableError(S3TasksError):
     attempts: int
     waited_seconds: float
 
-    def after(self: _Waited, attempts: int, waited_seconds: float) -> _Waited:
+    def after(self, attempts: int, waited_seconds: float) -> Self:
         """The same error with what waiting for it has cost so far."""
         return type(self)(*self.args[:-2], attempts, round(waited_seconds, 3))
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
 import redis
@@ -30,6 +30,8 @@ from s3tasks.settings import Settings
 SCHEMA = "1"
 _UNKNOWN, _DELETED = "*", "!"
 _MICROSECONDS = 1_000_000
+
+Entry = TypeVar("Entry", Intent, Current)
 
 logger = logging.getLogger(__name__)
 
@@ -211,16 +213,21 @@ def _record(fields: dict[bytes, bytes], ref: ObjectRef) -> Record:
     if schema != SCHEMA:
         logger.warning("the ledger's record of %s has schema %.20s, this is %s: treated as unknown", ref.uri, schema, SCHEMA)
         return Record()
-    intents: list[Intent] = []
-    currents: list[Current] = []
+    seq = fields.get(b"seq", b"0")
+    return Record(
+        int(seq) if seq.isdigit() else 0,
+        tuple(_readable(fields, b"i:", _intent, ref)),
+        tuple(_readable(fields, b"c:", _current, ref)),
+    )
+
+
+def _readable(
+    fields: dict[bytes, bytes], kind: bytes, read: Callable[[str, str], Entry], ref: ObjectRef
+) -> Iterator[Entry]:
     for name, value in fields.items():
-        kind, write_id = name[:2], name[2:].decode(errors="surrogateescape")
+        if not name.startswith(kind):
+            continue
         try:
-            if kind == b"i:":
-                intents.append(_intent(write_id, value.decode()))
-            elif kind == b"c:":
-                currents.append(_current(write_id, value.decode()))
+            yield read(name[2:].decode(errors="surrogateescape"), value.decode())
         except (ValueError, KeyError):
             logger.warning("the ledger's record of %s holds garbage in %.80r: passed over", ref.uri, name)
-    seq = fields.get(b"seq", b"0")
-    return Record(int(seq) if seq.isdigit() else 0, tuple(intents), tuple(currents))

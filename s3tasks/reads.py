@@ -89,9 +89,10 @@ class Reader:
         answer = self._ask(query, Endpoint.READ, expected_etag(record, query.ref, query.latest))
         answer, judgement = self._judged(query, record, answer, Endpoint.READ)
         if judgement.verdict is Verdict.ASK_ORIGIN:
-            judgement = self._second_opinion(query, record, answer)
-            if judgement is None:
+            opinion = self._second_opinion(query, record, answer)
+            if opinion is None:
                 return None
+            judgement = opinion
         behind = judgement.verdict in (Verdict.STALE, Verdict.NOT_YET_VISIBLE)
         if behind and self._may_ask_origin(query):
             answer.close()

@@ -24,6 +24,10 @@ _ACCESS_POINT = re.compile(r"arn:[a-z0-9-]+:s3[a-z0-9-]*:[a-z0-9-]*:[0-9]{12}:ac
 # RFC 9110, 8.8.3: what may stand between the quotes of an entity tag; no control character can reach a header this way.
 _ETAG = re.compile(r"[\x21\x23-\x7e\x80-\xff]{1,1024}")
 _VERSION_ID = re.compile(r"[\x21-\x7e]{1,1024}")
+_WRITE_TEXTS = (
+    ("etag", _ETAG, "the etag is not an entity tag (RFC 9110)"),
+    ("version_id", _VERSION_ID, "the version id is not printable text"),
+)
 _SHOWN_CHARACTERS = 120
 
 
@@ -141,17 +145,16 @@ def _problem_with_name(bucket: object, key: object) -> str | None:
 
 
 def _problem_with_write(ref: ObjectRef) -> str | None:
-    if ref.etag is not None and not (isinstance(ref.etag, str) and _ETAG.fullmatch(ref.etag)):
-        return "the etag is not an entity tag (RFC 9110)"
-    if ref.version_id is not None and not (isinstance(ref.version_id, str) and _VERSION_ID.fullmatch(ref.version_id)):
-        return "the version id is not printable text"
+    for name, pattern, problem in _WRITE_TEXTS:
+        text = getattr(ref, name)
+        if text is not None and not (isinstance(text, str) and pattern.fullmatch(text)):
+            return problem
     for name in ("seq", "size"):
         number = getattr(ref, name)
         if number is not None and (type(number) is not int or number < 0):
             return f"{name} is not a whole number from 0"
-    if type(ref.deleted) is not bool:
-        return "deleted is neither true nor false"
-    return None
+    deleted: object = ref.deleted
+    return None if isinstance(deleted, bool) else "deleted is neither true nor false"
 
 
 def _shown(given: str) -> str:

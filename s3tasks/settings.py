@@ -109,7 +109,7 @@ class Settings:
         300.0, "how long a task waits for Redis or S3 to come back, or for its turn", _number(0, 86400)
     )
     brief_wait_seconds: float = _setting(
-        0.2, "how much of that is waited in the worker before the task is requeued", _number(0, 60)
+        0.05, "how much of that is waited in the worker before the task is requeued", _number(0, 60)
     )
     probe_spacing_seconds: float = _setting(
         0.015, "c in the schedule of probes at t = c * n * n after the first", _number(0.001, 60)

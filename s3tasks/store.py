@@ -1,6 +1,6 @@
 """What is there: S3, asked one question at a time; the only room that knows boto3.
 
-It never judges what it is served, and never tries a write twice: an attempt is one request, so that the ledger's tickets count them.
+It never judges what it is served, and never tries a write twice: an attempt is one request, counted by the ledger's tickets.
 
 Answers are judged by HTTP status, for stores differ in their error codes; ETags are taken from answers, never computed. Every
 failure leaves through one door, as StoreUnavailable (it may work later; a write may have landed) or StoreError (a definite no).
@@ -119,7 +119,7 @@ class Answer:
         return self._body is not None
 
     def read(self, limit_bytes: int | None = None) -> bytes:
-        """The whole body. PayloadTooLarge before a byte is read if it is longer than the limit; StoreUnavailable if it breaks off."""
+        """The whole body. PayloadTooLarge, before a byte is read, if it is over the limit; StoreUnavailable if it breaks off."""
         if self._ref is None or self._body is None:
             raise ValueError("this answer has no body")
         with closing(self._body):

@@ -46,16 +46,16 @@ class ConsistentTask(CeleryTask):
     """Base of the s3 tasks, and through `S3Tasks.Task` of your own.
 
     A retryable error of this library that is raised anywhere in `run` is retried by Celery: soon, then with growing gaps, until
-    `consistency_deadline_seconds` (for PreconditionFailed) or `outage_deadline_seconds` (for the others) are over; then it surfaces,
-    with how often and how long was tried. A decorator's own `autoretry_for` replaces this one's, as always in Celery.
+    `consistency_deadline_seconds` (for PreconditionFailed) or `outage_deadline_seconds` (for the others) are over; then it
+    surfaces, with how often and how long was tried. A decorator's own `autoretry_for` replaces this one's, as always in Celery.
     """
 
     abstract = True
     autoretry_for = (RetryableError,)
     dont_autoretry_for = (Superseded,)
     throws: ClassVar[tuple[type[S3TasksError], ...]] = (NoSuchKey, WriteConflict)
-    # The deadline bounds retries, not their number.
-    max_retries = None
+    # Deadlines bound the waiting; this only bounds how often a task that kills its process can come back.
+    max_retries = 5000
     toolkit: ClassVar[S3Tasks]
 
     @property
@@ -147,9 +147,9 @@ class _WriteTask(ConsistentTask):
 class S3Tasks:
     """Gives a Celery app the tasks `s3tasks.write`, `.read`, `.delete`, `.head` and `.wait_visible`, as attributes of this object.
 
-    `S3Tasks(app)` takes its settings from `app.conf.s3tasks_*` and `S3TASKS_*` variables (the former win) when they are first needed, so
-    configuration set later is seen; `S3Tasks(app, Settings(...))` takes these. Without a `ledger_url` the app's broker is the ledger's
-    Redis, and the log says so. A producer that runs no worker makes the same object.
+    `S3Tasks(app)` takes its settings from `app.conf.s3tasks_*` and `S3TASKS_*` variables (the former win) when they are first
+    needed, so configuration set later is seen; `S3Tasks(app, Settings(...))` takes these. Without a `ledger_url` the app's broker
+    is the ledger's Redis, and the log says so. A producer that runs no worker makes the same object.
 
     What a previous task of a chain returns comes first: `chain(render.s(), s3.write.s("s3://b/k"), s3.read.s())`.
     """
@@ -186,7 +186,11 @@ class S3Tasks:
     def _task(self, run: Any, base: type[ConsistentTask]) -> Any:
         # Bound to this app, lazily, and not shared with other apps of the process: see celery.Celery.task.
         name = run.__name__.removeprefix("_")
-        return self.app.task(name=f"s3tasks.{name}", bind=True, base=base, shared=False, lazy=True)(run)
+        return self.app.task(
+            name=f"s3tasks.{name}", bind=True, base=base, shared=False, lazy=True,
+            # Done once however often it is delivered, so a killed worker's task may come back.
+            acks_late=True, retry_on_worker_lost=True, default_retry_delay=1.0,
+        )(run)
 
     def _settings(self) -> Settings:
         settings = self._given or Settings(**{**environment_choices(), **conf_choices(self.app.conf)})
@@ -212,6 +216,11 @@ class S3Tasks:
             )
         logger.info("the ledger is kept in the Celery broker's Redis, %s", without_credentials(url))
         return settings.replace(ledger_url=url)
+
+
+def enqueuing_app(broker_url: str, result_backend: str) -> Celery:
+    """A Celery app for a process that only enqueues: `S3Tasks(enqueuing_app(...))` has the tasks without a worker's settings."""
+    return Celery("s3tasks-producer", broker=broker_url, backend=result_backend)
 
 
 def _write(
