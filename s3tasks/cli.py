@@ -197,7 +197,7 @@ def _histogram(values: list[float]) -> list[str]:
         counts[min(int(value / width), _HISTOGRAM_ROWS - 1)] += 1
     scale = _BAR_WIDTH / max(counts)
     return [
-        f"{row * width:5.2f} – {(row + 1) * width:5.2f} {'█' * round(count * scale)} {count}"
+        f"{row * width:5.2f} to {(row + 1) * width:5.2f} {'█' * round(count * scale)} {count}"
         for row, count in enumerate(counts)
     ]
 

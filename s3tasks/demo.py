@@ -8,6 +8,7 @@ moment its write is done, the object is also read the naive way: one plain GET a
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import threading
 import time
@@ -188,10 +189,8 @@ class _counted_retries:  # noqa: N801 - used as a context manager
         with self._app.connection_for_read() as connection:
             receiver = self._app.events.Receiver(connection, handlers={"task-retried": self._add})
             while not self._over.is_set():
-                try:
+                with contextlib.suppress(TimeoutError):
                     receiver.capture(limit=None, timeout=0.2, wakeup=False)
-                except TimeoutError:
-                    continue
 
     def _add(self, _event: dict[str, Any]) -> None:
         self._count += 1

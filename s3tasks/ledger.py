@@ -31,6 +31,11 @@ SCHEMA = "1"
 _UNKNOWN, _DELETED = "*", "!"
 _MICROSECONDS = 1_000_000
 
+# Not all of redis-py's errors derive from its RedisError.
+REDIS_ERRORS = tuple(
+    kind for kind in vars(redis.exceptions).values() if isinstance(kind, type) and issubclass(kind, Exception)
+)
+
 Entry = TypeVar("Entry", Intent, Current)
 
 logger = logging.getLogger(__name__)
@@ -168,7 +173,7 @@ def _door(operation: str) -> Iterator[None]:
     """The one way out for redis-py's errors: all of them leave as LedgerUnavailable, with the client's words."""
     try:
         yield
-    except (redis.RedisError, OSError) as problem:
+    except (*REDIS_ERRORS, OSError) as problem:
         raise LedgerUnavailable(operation, f"{type(problem).__name__}: {problem}") from problem
 
 

@@ -18,7 +18,7 @@ from s3tasks.errors import InvalidRef
 MAX_KEY_BYTES = 1024
 MARKER_METADATA_KEY = "s3tasks-write"
 
-_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 # Access points, multi-region ones among them, take the place of a bucket name in every object call.
 _ACCESS_POINT = re.compile(r"arn:[a-z0-9-]+:s3[a-z0-9-]*:[a-z0-9-]*:[0-9]{12}:accesspoint[:/][A-Za-z0-9.-]+")
 # RFC 9110, 8.8.3: what may stand between the quotes of an entity tag; no control character can reach a header this way.
@@ -128,7 +128,7 @@ def _problem_with(ref: ObjectRef) -> str | None:
 
 def _problem_with_name(bucket: object, key: object) -> str | None:
     if not isinstance(bucket, str) or not (_BUCKET.fullmatch(bucket) or _ACCESS_POINT.fullmatch(bucket)):
-        return "the bucket must be 2 to 255 letters, digits, dots, dashes or underscores, or an access point's ARN"
+        return "the bucket must be 1 to 255 letters, digits, dots, dashes or underscores, or an access point's ARN"
     if not isinstance(key, str) or not key:
         return "the key is missing"
     try:

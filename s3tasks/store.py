@@ -53,6 +53,9 @@ PERMANENT = (
     botocore.exceptions.BotoCoreError,
     botocore.exceptions.UndefinedModelAttributeError,
     Boto3Error,
+    # botocore's own handlers raise these for parameters of the wrong type, and on answers that they cannot make sense of.
+    TypeError,
+    ValueError,
 )
 
 OUR_PUT_PARAMETERS = frozenset({"Bucket", "Key", "Body", "Metadata", "ContentType", "IfMatch", "IfNoneMatch"})

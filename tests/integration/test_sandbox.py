@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ from s3tasks.sandbox import Change, RedisServer, Sandbox, SandboxUnavailable
 from s3tasks.sandbox.lag import LagQueue
 from s3tasks.sandbox.processes import wait_until
 from s3tasks.sandbox.redis_binary import find_redis_server, runnable
-from s3tasks.sandbox.wsgi import SIGNED
+from s3tasks.sandbox.replica import Replica
+from s3tasks.sandbox.replication import Primary
+from s3tasks.sandbox.wsgi import SIGNED, Answer, Environ
 
 ROOT = Path(__file__).resolve().parents[2]
 S3Client = Any  # boto3 makes its clients at run time
@@ -43,9 +46,9 @@ app.conf.broker_connection_retry_on_startup = True
 
 @app.task(name="hang")
 def hang(path):
-    import time
-    open(path, "w").close()
-    time.sleep(60)
+    import subprocess
+    with subprocess.Popen(["sleep", "60"]):
+        open(path, "w").close()
 
 @app.task(name="variable")
 def variable(name):
@@ -464,6 +467,72 @@ def test_overlapping_writers_leave_both_stores_alike(
     assert len(ours) == 200
 
 
+class OneRegister:
+    """A store of one object that lets other threads in wherever nobody holds its lock."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.etag = "0"
+
+    def __call__(self, environ: Environ) -> Answer:
+        with self.lock:
+            if environ["REQUEST_METHOD"] == "PUT":
+                self.etag = environ["HTTP_X_ETAG"]
+            etag = self.etag
+        time.sleep(0.001)
+        return Answer("200 OK", [("ETag", f'"{etag}"')], b"")
+
+    def identify(self, _bucket: str, _key: str, etag: str | None, _version_id: str | None) -> None:
+        with self.lock:
+            self.etag = etag or self.etag
+
+
+def put_request(**headers: str) -> Environ:
+    return {"REQUEST_METHOD": "PUT", "RAW_URI": "/bucket/k", "QUERY_STRING": "", "wsgi.input": io.BytesIO(), **headers}
+
+
+def in_threads(*work: Callable[[], object]) -> None:
+    threads = [threading.Thread(target=one) for one in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_every_one_of_overlapping_writes_is_noted_as_it_was_made() -> None:
+    primary = Primary(OneRegister(), LagQueue((60.0, 60.0)))  # type: ignore[arg-type]
+    primary.attach(9)
+    etags = [f"{number}" for number in range(40)]
+
+    def write(which: list[str]) -> None:
+        for etag in which:
+            assert primary(put_request(HTTP_X_ETAG=etag)).succeeded
+
+    in_threads(*(partial(write, etags[start::4]) for start in range(4)))
+
+    noted = json.loads(primary({"REQUEST_METHOD": "GET", "RAW_URI": "/_sandbox/changes"}).body)
+    assert sorted(change["etag"] for change in noted) == sorted(etags)
+
+
+def test_nobody_sees_a_replicated_object_before_it_has_the_primarys_identity() -> None:
+    store = OneRegister()
+    replica = Replica(store)  # type: ignore[arg-type]
+    seen: set[str] = set()
+
+    def write() -> None:
+        for _ in range(50):
+            replica(put_request(HTTP_X_ETAG="its own", HTTP_X_SANDBOX_ETAG="the primary's"))
+
+    def read() -> None:
+        for _ in range(50):
+            seen.add(replica({"REQUEST_METHOD": "GET", "RAW_URI": "/bucket/k"}).header("etag") or "")
+
+    write()
+    in_threads(write, read, read)
+
+    assert seen == {'"the primary\'s"'}
+
+
 def test_a_lag_that_is_none_is_refused(sandbox: Sandbox) -> None:
     with pytest.raises(ValueError, match="0 <= low <= high"):
         Sandbox(lag_seconds=(2.0, 1.0))
@@ -702,11 +771,12 @@ def test_a_worker_runs_tasks_with_the_sandbox_in_its_environment(sandbox: Sandbo
     assert not worker.running
 
 
-def test_a_crashed_worker_takes_its_pool_with_it(sandbox: Sandbox, project: Path) -> None:
+def test_a_crashed_worker_takes_its_pool_and_what_that_has_started_with_it(sandbox: Sandbox, project: Path) -> None:
     worker = sandbox.start_worker("tiny_app", directory=project, concurrency=2)
     assert len(group_members(worker.pid)) == 3
     call_task(sandbox, "hang", str(project / "hanging"), wait=False)
     assert wait_until((project / "hanging").exists, 5.0)
+    assert len(group_members(worker.pid)) == 4
 
     worker.kill()
 
