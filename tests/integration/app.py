@@ -23,7 +23,7 @@ def make_app() -> tuple[Celery, S3Tasks]:
         task_default_queue=os.environ.get("TEST_QUEUE", "celery"),
         task_store_errors_even_if_ignored=True,
         worker_prefetch_multiplier=1,
-        s3tasks_consistency_deadline_seconds=20.0,
+        s3tasks_consistency_deadline_seconds=float(os.environ.get("TEST_CONSISTENCY_DEADLINE_SECONDS", "20")),
         s3tasks_outage_deadline_seconds=20.0,
     )
     toolkit = S3Tasks(made)

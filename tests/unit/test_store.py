@@ -1,7 +1,7 @@
 """The store against a real S3, and against what other S3 servers make of the same requests.
 
 The contract tests run on every personality below: nothing may rest on If-Match being honoured, on an error code, or on the spelling
-of a header. `S3TASKS_TEST_ENDPOINT_URL` adds a server of your own to them.
+of a header. `TEST_S3_ENDPOINT_URL` adds a server of your own to them.
 """
 
 from __future__ import annotations
@@ -72,15 +72,14 @@ PERSONALITIES: dict[str, Rule | None] = {
 }
 
 
-@pytest.fixture(params=PERSONALITIES)
-def any_store(request: pytest.FixtureRequest, settings: Settings, closing: Callable[[Any], Any]) -> Iterator[Store]:
+@pytest.fixture(params=PERSONALITIES, scope="module")
+def any_store(request: pytest.FixtureRequest, sandbox: Sandbox) -> Iterator[Store]:
     """One endpoint of each kind."""
-    if request.param == "moto":
-        url = os.environ.get("S3TASKS_TEST_ENDPOINT_URL") or settings.endpoint_url
-        yield closing(Store(settings.replace(endpoint_url=url)))
-        return
-    with proxied(str(settings.endpoint_url), PERSONALITIES[request.param]) as proxy:
-        yield closing(Store(settings.replace(endpoint_url=proxy.url)))
+    upstream = os.environ.get("TEST_S3_ENDPOINT_URL") or sandbox.endpoint_url
+    with proxied(upstream, PERSONALITIES[request.param]) as proxy:
+        store = Store(Settings(endpoint_url=upstream if request.param == "moto" else proxy.url, addressing_style="path"))
+        yield store
+        store.close()
 
 
 def put(store: Store, ref: ObjectRef, body: bytes = b"body", **content: Any) -> str:
