@@ -6,6 +6,7 @@ It never holds logic that a program would want too.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -103,7 +104,8 @@ def _dev(options: argparse.Namespace) -> int:
             "# Ctrl-C ends all of it.",
             flush=True,
         )
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.pause()
     return 0
 
 

@@ -16,24 +16,26 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any, TypeVar
-from urllib.parse import quote, unquote
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from redis.sentinel import Sentinel
 
 from s3tasks.errors import LedgerUnavailable
 from s3tasks.evidence import Current, Intent, Landed, Record
 from s3tasks.refs import ObjectRef, finished_key, record_key
-from s3tasks.settings import Settings
+from s3tasks.settings import CLUSTER_SCHEMES, SENTINEL_SCHEMES, Settings
 
 SCHEMA = "1"
 _UNKNOWN, _DELETED = "*", "!"
 _MICROSECONDS = 1_000_000
 
-# Not all of redis-py's errors derive from its RedisError.
-REDIS_ERRORS = tuple(
-    kind for kind in vars(redis.exceptions).values() if isinstance(kind, type) and issubclass(kind, Exception)
+# Not all of redis-py's errors derive from its RedisError, and a connection may break below it.
+REDIS_ERRORS: tuple[type[Exception], ...] = (
+    OSError,
+    *(kind for kind in vars(redis.exceptions).values() if isinstance(kind, type) and issubclass(kind, Exception)),
 )
 
 Entry = TypeVar("Entry", Intent, Current)
@@ -74,22 +76,15 @@ class Ledger:
         if settings.ledger_url is None:
             raise ValueError("no ledger_url: set S3TASKS_LEDGER_URL (or use a Celery app whose broker is Redis)")
         self._settings = settings
-        options: dict[str, Any] = {} if settings.ledger_url.startswith("unix:") else {"socket_keepalive": True}
-        self._redis = redis.Redis.from_url(
-            settings.ledger_url,
-            socket_timeout=settings.ledger_timeout_seconds,
-            socket_connect_timeout=settings.ledger_timeout_seconds,
-            # A pooled connection may have died with a restarted Redis: one fresh try, and no sleeping in here.
-            retry=Retry(NoBackoff(), 1),
-            **options,
-        )
+        with _door("connect"):
+            self._redis = _connect(settings.ledger_url, settings.ledger_timeout_seconds)
 
     def lookup(self, ref: ObjectRef) -> Record:
         """What is known about the object, in one plain read. A record that cannot be read counts as none, and is logged."""
         key = record_key(self._settings.ledger_prefix, ref)
         with _door("lookup"):
             try:
-                return _record(self._redis.hgetall(key), ref)  # type: ignore[arg-type]
+                return _record(self._redis.hgetall(key), ref)
             except redis.ResponseError as problem:
                 if not str(problem).startswith("WRONGTYPE"):
                     raise
@@ -168,12 +163,40 @@ class Ledger:
                 return self._redis.eval(source, len(keys), *keys, *words)
 
 
+def _connect(url: str, timeout_seconds: float) -> Any:
+    """A client for the URL: of one Redis, of a cluster, or of the master that sentinels name (redis+sentinel://hosts/service/db)."""
+    scheme, _, rest = url.partition("://")
+    options: dict[str, Any] = {"socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds}
+    if scheme != "unix":
+        options["socket_keepalive"] = True
+    plain_scheme = scheme.partition("+")[0]
+    if scheme in CLUSTER_SCHEMES:
+        return redis.RedisCluster.from_url(f"{plain_scheme}://{rest}", **options)
+    # A pooled connection may have died with a restarted Redis: one fresh try, and no sleeping in here.
+    options["retry"] = Retry(NoBackoff(), 1)
+    if scheme in SENTINEL_SCHEMES:
+        return _master(urlsplit(url), plain_scheme == "rediss", options)
+    return redis.Redis.from_url(url, **options)
+
+
+def _master(url: SplitResult, tls: bool, options: dict[str, Any]) -> Any:
+    hosts = [host.rpartition(":") for host in url.netloc.rpartition("@")[2].split(",")]
+    service, _, database = url.path.strip("/").partition("/")
+    credentials = {"username": url.username and unquote(url.username), "password": url.password and unquote(url.password)}
+    addresses = [(host or port, int(port) if host else 26379) for host, _, port in hosts]
+    sentinels = Sentinel(addresses, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
+    database_number = int(database or 0)
+    return sentinels.master_for(  # type: ignore[no-untyped-call]
+        service or "mymaster", db=database_number, ssl=tls, **credentials, **options
+    )
+
+
 @contextmanager
 def _door(operation: str) -> Iterator[None]:
     """The one way out for redis-py's errors: all of them leave as LedgerUnavailable, with the client's words."""
     try:
         yield
-    except (*REDIS_ERRORS, OSError) as problem:
+    except REDIS_ERRORS as problem:
         raise LedgerUnavailable(operation, f"{type(problem).__name__}: {problem}") from problem
 
 

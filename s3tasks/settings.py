@@ -16,6 +16,8 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 ENVIRONMENT_PREFIX = "S3TASKS_"
 CONF_PREFIX = "s3tasks_"
 LEDGER_SCHEMES = ("redis", "rediss", "unix")
+CLUSTER_SCHEMES = ("redis+cluster", "rediss+cluster")
+SENTINEL_SCHEMES = ("redis+sentinel", "rediss+sentinel")
 
 _Check = Callable[[Any], "str | None"]
 
@@ -60,7 +62,10 @@ class Settings:
     """
 
     ledger_url: str | None = _setting(
-        None, "Redis that keeps the ledger; unset: the Celery broker's Redis", _url(*LEDGER_SCHEMES)
+        None,
+        "Redis that keeps the ledger: redis://, rediss://, unix://, redis+cluster://, redis+sentinel://hosts/service/db; "
+        "unset: the Celery broker's Redis",
+        _url(*LEDGER_SCHEMES, *CLUSTER_SCHEMES, *SENTINEL_SCHEMES),
     )
     ledger_prefix: str = _setting("s3", "first part of every ledger key in Redis", _prefix)
     ledger_timeout_seconds: float = _setting(

@@ -85,7 +85,7 @@ def closing() -> Iterator[Callable[[Any], Any]]:
 @pytest.fixture
 def connect(closing: Callable[[Any], Any]) -> Callable[..., ConsistentS3]:
     """Makes clients that are closed when the test is over."""
-    return lambda settings: closing(ConsistentS3.from_settings(settings))  # type: ignore[no-any-return]
+    return lambda settings: closing(ConsistentS3.from_settings(settings))
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ class S3Proxy:
         self._upstream = urlsplit(upstream).netloc
         self.rule = rule
         self.seen: list[tuple[str, str]] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 
@@ -80,7 +80,7 @@ class S3Proxy:
     def count(self, method: str) -> int:
         return sum(seen == method for seen, _ in self.seen)
 
-    def __enter__(self) -> S3Proxy:
+    def __enter__(self) -> S3Proxy:  # noqa: PYI034 - Self is not in Python 3.10
         self._thread.start()
         return self
 
@@ -106,51 +106,49 @@ class S3Proxy:
         self.seen.append((request.method, request.path))
         return self.rule(request, self.forward) if self.rule else self.forward(request)
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        proxy = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+class _Handler(BaseHTTPRequestHandler):
+    """Hands each request of a keep-alive connection to the proxy, and sends what comes back."""
 
-            def _any(self) -> None:
-                body = self._body()
-                request = Request(self.command, self.path, dict(self.headers.items()), body)
-                try:
-                    response = proxy.answer(request)
-                    self._send(response)
-                except (Dropped, ConnectionError):
-                    self.close_connection = True
+    protocol_version = "HTTP/1.1"
+    proxy: S3Proxy
 
-            def _body(self) -> bytes:
-                if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
-                    return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                parts = []
-                while size := int(self.rfile.readline().split(b";")[0], 16):
-                    parts.append(self.rfile.read(size))
-                    self.rfile.readline()
-                self.rfile.readline()
-                return b"".join(parts)
+    def handle_any(self) -> None:
+        request = Request(self.command, self.path, dict(self.headers.items()), self._body())
+        try:
+            self._send(self.proxy.answer(request))
+        except (Dropped, ConnectionError):
+            self.close_connection = True
 
-            def _send(self, response: Response) -> None:
-                self.send_response_only(response.status)
-                lengths = {"content-length"} if self.command != "HEAD" else set()
-                for name, value in response.headers.items():
-                    if name.lower() not in lengths:
-                        self.send_header(name, value)
-                if self.command != "HEAD" and response.status != 204:
-                    self.send_header("Content-Length", str(len(response.body)))
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(response.body[: response.cut_at])
-                if response.cut_at is not None:
-                    self.close_connection = True
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
 
-            def log_message(self, *_: object) -> None:
-                return
+    def _send(self, response: Response) -> None:
+        self.send_response_only(response.status)
+        has_body = self.command != "HEAD" and response.status != 204
+        for name, value in response.headers.items():
+            if name.lower() != "content-length" or self.command == "HEAD":
+                self.send_header(name, value)
+        if has_body:
+            self.send_header("Content-Length", str(len(response.body)))
+        self.end_headers()
+        if has_body:
+            self.wfile.write(response.body[: response.cut_at])
+        if response.cut_at is not None:
+            self.close_connection = True
 
-            do_GET = do_HEAD = do_PUT = do_DELETE = do_POST = _any
+    def log_message(self, *_: object) -> None:
+        return
 
-        return Handler
+    # The standard library calls a method by its verb.
+    do_GET = do_HEAD = do_PUT = do_DELETE = do_POST = handle_any  # noqa: N815
 
 
 @contextmanager

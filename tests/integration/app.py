@@ -12,7 +12,8 @@ from s3tasks import S3Tasks
 
 def make_app() -> tuple[Celery, S3Tasks]:
     """An app configured by the environment, as a worker or a producer makes it."""
-    made = Celery("tests", broker=os.environ["CELERY_BROKER_URL"], backend=os.environ["CELERY_RESULT_BACKEND"], set_as_current=False)
+    broker, backend = os.environ["CELERY_BROKER_URL"], os.environ["CELERY_RESULT_BACKEND"]
+    made = Celery("tests", broker=broker, backend=backend, set_as_current=False)
     made.conf.update(
         broker_connection_retry_on_startup=True,
         broker_transport_options={

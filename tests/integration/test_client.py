@@ -73,7 +73,10 @@ def test_what_was_written_is_read(client: ConsistentS3, ref: ObjectRef) -> None:
     assert described["metadata"] == {"a": "b"}
 
 
-@pytest.mark.parametrize("key", ["with space", "ünïcode/日本", "{braces}", "}odd{", "per%cent%2F", "a//b", "q?x=1&y#z", "k" * 1024, "/lead"])
+ODD_KEYS = ["with space", "ünïcode/日本", "{braces}", "}odd{", "per%cent%2F", "a//b", "q?x=1&y#z", "k" * 1024, "/lead"]
+
+
+@pytest.mark.parametrize("key", ODD_KEYS)
 def test_odd_keys_are_kept_exactly(client: ConsistentS3, bucket: str, key: str) -> None:
     written = client.write(key, ObjectRef(bucket, key))
     assert client.read(written).decode() == key
@@ -171,7 +174,9 @@ def test_the_origin_may_be_asked_at_once(replicated: Settings, connect: Connect,
     assert client.head(ref)["etag"] == written.etag
 
 
-def test_a_barrier_waits_for_the_read_endpoint_itself(replicated: Settings, connect: Connect, ref: ObjectRef, paused: Sandbox) -> None:
+def test_a_barrier_waits_for_the_read_endpoint_itself(
+    replicated: Settings, connect: Connect, ref: ObjectRef, paused: Sandbox
+) -> None:
     client = connect(replicated.replace(on_stale="origin"))
     written = client.write(b"x", ref)
     with pytest.raises(NotYetVisible):
@@ -440,11 +445,12 @@ def test_a_ledger_that_was_restarted_is_used_again(settings: Settings, connect: 
 
 
 def test_a_refused_write_leaves_no_intent(settings: Settings, connect: Connect, ledger: Ledger, ref: ObjectRef) -> None:
-    with proxied(str(settings.endpoint_url), lambda request, forward: refusal(403, "AccessDenied")) as proxy:
+    with proxied(str(settings.endpoint_url), lambda _request, _forward: refusal(403, "AccessDenied")) as proxy:
         client = connect(settings.replace(endpoint_url=proxy.url))
-        for call in (lambda: client.write(b"x", ref), lambda: client.delete(ref)):
-            with pytest.raises(StoreError, match="AccessDenied"):
-                call()
+        with pytest.raises(StoreError, match="AccessDenied"):
+            client.write(b"x", ref)
+        with pytest.raises(StoreError, match="AccessDenied"):
+            client.delete(ref)
     assert ledger.lookup(ref).intents == ()
 
 
@@ -470,7 +476,7 @@ def test_a_write_whose_answer_was_lost_is_found_done_by_the_next_attempt(
 def test_a_store_that_stays_down_is_unavailable_and_the_intent_stays_open(
     settings: Settings, connect: Connect, ledger: Ledger, ref: ObjectRef
 ) -> None:
-    with proxied(str(settings.endpoint_url), lambda request, forward: refusal(503)) as proxy:
+    with proxied(str(settings.endpoint_url), lambda _request, _forward: refusal(503)) as proxy:
         client = connect(settings.replace(endpoint_url=proxy.url))
         with pytest.raises(StoreUnavailable) as caught:
             client.write(b"x", ref)
@@ -508,9 +514,11 @@ def test_a_conditional_write_whose_answer_was_lost_is_no_conflict_with_itself(
         assert client.read(written) == b"x"
 
 
-@pytest.mark.parametrize("condition", [{"if_match": ""}, {"if_match": 5}, {"if_match": "a\r\nb"}, {"if_match": "a", "if_none_match": True}])
+@pytest.mark.parametrize(
+    "condition", [{"if_match": ""}, {"if_match": 5}, {"if_match": "a\r\nb"}, {"if_match": "a", "if_none_match": True}]
+)
 def test_a_condition_that_is_none_is_refused(client: ConsistentS3, ref: ObjectRef, condition: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="ETag|contradict"):
+    with pytest.raises(ValueError, match=r"ETag|contradict"):
         client.write(b"x", ref, **condition)
 
 
@@ -629,7 +637,9 @@ def test_a_client_needs_a_ledger() -> None:
         ConsistentS3.from_settings(Settings())
 
 
-def test_a_promise_that_s3_never_keeps_stays_an_error(client: ConsistentS3, ref: ObjectRef, settings: Settings, sandbox: Sandbox) -> None:
+def test_a_promise_that_s3_never_keeps_stays_an_error(
+    client: ConsistentS3, ref: ObjectRef, settings: Settings, sandbox: Sandbox
+) -> None:
     client.write(b"x", ref)
     with redis.Redis.from_url(sandbox.redis_url) as raw:
         key = record_key(settings.ledger_prefix, ref)

@@ -123,11 +123,12 @@ def test_nonsense_is_one_clear_error_with_its_own_class(s3: S3Tasks, given: tupl
 def test_a_body_that_does_not_belong_in_a_message_is_refused_where_it_is_sent(s3: S3Tasks, bucket: str) -> None:
     limit = s3.settings.max_inline_bytes
     assert done(s3.write.delay(b"x" * limit, f"s3://{bucket}/fits"))["size"] == limit
-    for send in (
+    refused: list[Callable[[], object]] = [
         lambda: s3.write.delay(b"x" * (limit + 1), f"s3://{bucket}/k"),
         lambda: s3.write.delay(body="ü" * limit, ref=f"s3://{bucket}/k"),
         lambda: chain(s3.write.s(b"x" * (limit + 1), f"s3://{bucket}/k"), s3.read.s()).delay(),
-    ):
+    ]
+    for send in refused:
         with pytest.raises(PayloadTooLarge, match="in process"):
             send()
 
@@ -229,7 +230,11 @@ def test_a_worker_killed_between_s3s_answer_and_its_commit_does_no_harm(
 
 
 def test_redis_that_cannot_be_reached_is_retried_until_it_can(
-    sandbox: Sandbox, own_worker: Callable[..., WorkerProcess], producer: Callable[[Settings], S3Tasks], settings: Settings, ref: ObjectRef
+    sandbox: Sandbox,
+    own_worker: Callable[..., WorkerProcess],
+    producer: Callable[[Settings], S3Tasks],
+    settings: Settings,
+    ref: ObjectRef,
 ) -> None:
     from s3tasks.sandbox import RedisServer
 
@@ -250,7 +255,11 @@ def test_redis_that_cannot_be_reached_is_retried_until_it_can(
 
 
 def test_the_last_error_surfaces_when_the_deadline_is_over(
-    sandbox: Sandbox, own_worker: Callable[..., WorkerProcess], producer: Callable[[Settings], S3Tasks], settings: Settings, ref: ObjectRef
+    sandbox: Sandbox,
+    own_worker: Callable[..., WorkerProcess],
+    producer: Callable[[Settings], S3Tasks],
+    settings: Settings,
+    ref: ObjectRef,
 ) -> None:
     direct = producer(settings)
     queue = f"q{uuid.uuid4().hex[:8]}"

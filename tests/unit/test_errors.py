@@ -28,7 +28,10 @@ SAMPLES: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "WriteConflict": (("bucket", "kéy/ 1", 'If-Match: "e"', "PreconditionFailed"), ("bucket", "key", "If-None-Match: *")),
     "OverlappingWrite": (("bucket", "kéy/ 1", 118.5, 7, 12.345), ("bucket", "key", 0.0)),
     "LedgerUnavailable": (("begin", "ConnectionError: refused", 7, 12.345), ("lookup", "TimeoutError")),
-    "StoreUnavailable": (("PutObject", "bucket", "kéy/ 1", "SlowDown: …", 503, 7, 12.345), ("GetObject", "bucket", "key", "broken")),
+    "StoreUnavailable": (
+        ("PutObject", "bucket", "kéy/ 1", "SlowDown: …", 503, 7, 12.345),
+        ("GetObject", "bucket", "key", "broken"),
+    ),
     "StoreError": (
         ("GetObject", "bucket", "kéy/ 1", "AccessDenied", 403, "request-1", "no"),
         ("GetObject", "bucket", "key", "NoCredentialsError"),
@@ -38,7 +41,8 @@ SAMPLES: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
 }
 
 RETRYABLE = {
-    "RetryableError", "PreconditionFailed", "StaleRead", "NotYetVisible", "OverlappingWrite", "LedgerUnavailable", "StoreUnavailable",
+    "RetryableError", "PreconditionFailed", "StaleRead", "NotYetVisible",
+    "OverlappingWrite", "LedgerUnavailable", "StoreUnavailable",
 }
 
 
@@ -63,8 +67,8 @@ def backend() -> Backend:
 
 def through_celery(error: S3TasksError, backend: Backend) -> Any:
     """What a caller's `result.get()` raises for an error that a worker raised, by Celery's own code."""
-    stored = dumps({"result": backend.prepare_exception(error, serializer="json")})
-    return backend.exception_to_python(loads(stored)["result"])
+    stored = dumps({"result": backend.prepare_exception(error, serializer="json")})  # type: ignore[no-untyped-call]
+    return backend.exception_to_python(loads(stored)["result"])  # type: ignore[no-untyped-call]
 
 
 def assert_same(found: Any, error: S3TasksError) -> None:

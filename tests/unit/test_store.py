@@ -88,7 +88,10 @@ def put(store: Store, ref: ObjectRef, body: bytes = b"body", **content: Any) -> 
     return etag
 
 
-@pytest.mark.parametrize("key", ["plain", "with space", "ünïcode/日本", "{braces}", "per%cent%2F", "a//b", "q?x=1&y#z", "k" * 1024, "+"])
+ODD_KEYS = ["plain", "with space", "ünïcode/日本", "{braces}", "per%cent%2F", "a//b", "q?x=1&y#z", "k" * 1024, "+"]
+
+
+@pytest.mark.parametrize("key", ODD_KEYS)
 def test_what_was_written_is_served_with_its_marker_and_etag(any_store: Store, bucket: str, key: str) -> None:
     ref = ObjectRef(bucket, key)
     landed = any_store.put(ref, Content(b"\0bytes\xff", "text/x", {"Mine": "kept"}), MARKER, FREE)
@@ -191,7 +194,9 @@ def test_put_options_go_through_by_their_s3_names(store: Store, ref: ObjectRef) 
     assert said["CacheControl"] == "no-store"
 
 
-@pytest.mark.parametrize(("name", "hint"), [("CacheContrl", "CacheControl"), ("Body", "argument of write"), ("IfMatch", "argument")])
+@pytest.mark.parametrize(
+    ("name", "hint"), [("CacheContrl", "CacheControl"), ("Body", "argument of write"), ("IfMatch", "argument")]
+)
 def test_a_misspelt_or_reserved_put_option_is_refused_by_name(store: Store, name: str, hint: str) -> None:
     with pytest.raises(ValueError, match=hint):
         store.check_put_options({name: "x"})
@@ -213,7 +218,7 @@ def test_a_body_over_the_limit_is_not_fetched(store: Store, ref: ObjectRef) -> N
 def test_statuses_tell_a_no_from_a_not_now(
     settings: Settings, ref: ObjectRef, closing: Callable[[Any], Any], status: int, error: type[Exception], method: str
 ) -> None:
-    with proxied(str(settings.endpoint_url), lambda request, forward: refusal(status)) as proxy:
+    with proxied(str(settings.endpoint_url), lambda _request, _forward: refusal(status)) as proxy:
         store = closing(Store(settings.replace(endpoint_url=proxy.url, store_attempts=1)))
         calls: dict[str, Callable[[], object]] = {
             "GET": lambda: store.get(ref, Endpoint.READ),
@@ -229,8 +234,10 @@ def test_statuses_tell_a_no_from_a_not_now(
         assert proxy.count(method) == (2 if (method, status) == ("HEAD", 400) else 1)
 
 
-def test_a_refusal_says_operation_code_status_and_request_id(settings: Settings, ref: ObjectRef, closing: Callable[[Any], Any]) -> None:
-    with proxied(str(settings.endpoint_url), lambda request, forward: refusal(403, "InvalidAccessKeyId")) as proxy:
+def test_a_refusal_says_operation_code_status_and_request_id(
+    settings: Settings, ref: ObjectRef, closing: Callable[[Any], Any]
+) -> None:
+    with proxied(str(settings.endpoint_url), lambda _request, _forward: refusal(403, "InvalidAccessKeyId")) as proxy:
         store = closing(Store(settings.replace(endpoint_url=proxy.url)))
         with pytest.raises(StoreError) as caught:
             store.get(ref, Endpoint.READ)
@@ -258,7 +265,9 @@ def test_a_write_is_one_request_however_it_ends(settings: Settings, ref: ObjectR
     assert closing(Store(settings)).head(ref, Endpoint.WRITE).served is not None
 
 
-def test_a_read_is_tried_again_by_the_client(settings: Settings, ref: ObjectRef, store: Store, closing: Callable[[Any], Any]) -> None:
+def test_a_read_is_tried_again_by_the_client(
+    settings: Settings, ref: ObjectRef, store: Store, closing: Callable[[Any], Any]
+) -> None:
     put(store, ref)
     failures = iter([503, 500])
 
@@ -270,7 +279,9 @@ def test_a_read_is_tried_again_by_the_client(settings: Settings, ref: ObjectRef,
         assert closing(Store(settings.replace(endpoint_url=proxy.url))).get(ref, Endpoint.READ).read() == b"body"
 
 
-def test_a_body_that_breaks_off_is_unavailable(settings: Settings, ref: ObjectRef, store: Store, closing: Callable[[Any], Any]) -> None:
+def test_a_body_that_breaks_off_is_unavailable(
+    settings: Settings, ref: ObjectRef, store: Store, closing: Callable[[Any], Any]
+) -> None:
     put(store, ref, b"x" * 5000)
 
     def cut(request: Request, forward: Forward) -> Response:
@@ -361,8 +372,8 @@ def every_botocore_error() -> list[type[Exception]]:
 TRANSIENT_NAMES = {
     "AwsChunkedWrapperError", "CapacityNotAvailableError", "ChecksumError", "ConnectTimeoutError", "ConnectionClosedError",
     "ConnectionError", "CredentialRetrievalError", "EndpointConnectionError", "FlexibleChecksumError", "HTTPClientError",
-    "IncompleteReadError", "MetadataRetrievalError", "ProxyConnectionError", "ReadTimeoutError", "ResponseStreamingError", "SSLError",
-    "TokenRetrievalError",
+    "IncompleteReadError", "MetadataRetrievalError", "ProxyConnectionError", "ReadTimeoutError", "ResponseStreamingError",
+    "SSLError", "TokenRetrievalError",
 }
 
 

@@ -27,7 +27,7 @@ INTENT = Intent("i", first=13, last=15)
 SERVES_INTENT = Served("EI", marker=Marker("i", 14), last_modified=DATE)
 DELETING = Intent("d", first=13, last=13, deletes=True)
 
-REJECT, STRONG = Rules(reject_outside_writes=True), Rules(strong_store=True)
+DEFAULT, REJECT, STRONG = Rules(), Rules(reject_outside_writes=True), Rules(strong_store=True)
 
 
 def verdict(
@@ -36,7 +36,7 @@ def verdict(
     wanted: ObjectRef = PLAIN,
     *,
     latest: bool = False,
-    rules: Rules = Rules(),
+    rules: Rules = DEFAULT,
     from_origin: bool = True,
 ) -> Verdict:
     """The verdict of a whole read, as a reader reaches it: first without asking, then with the answer."""

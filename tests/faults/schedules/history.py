@@ -1,0 +1,59 @@
+"""What happened in one schedule, as the checker sees it: who did what from which step to which, and what S3 held.
+
+It never holds anything of the protocol's own record: no ticket, no intent, no verdict.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+NEVER = 1 << 30
+BEFORE = -1
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One delivery of a write. `began`: from when on the ledger knew of it; `finished`: when the ledger called it done, both None
+    where that never came; `asked`: when S3 was asked; `outcome`: "done", the error's name, or "" where the process vanished."""
+
+    number: int
+    write: str
+    body: bytes | None
+    started: int
+    ended: int | None
+    began: int | None
+    finished: int | None
+    asked: tuple[int, ...]
+    outcome: str
+
+
+@dataclass(frozen=True)
+class Read:
+    """One attempt at a read. `body` None: there is nothing, says the read; `error`: it says neither. `exact`: the write asked for."""
+
+    number: int
+    started: int
+    ended: int
+    body: bytes | None
+    error: str
+    exact: str = ""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the key held from a step on, and whose it was ("": somebody else's)."""
+
+    step: int
+    body: bytes | None
+    write: str
+
+
+@dataclass(frozen=True)
+class History:
+    """All of it. `last_reads`: after everything has ended and all endpoints agree, first of the key, then of every ref returned."""
+
+    attempts: tuple[Attempt, ...]
+    reads: tuple[Read, ...]
+    held: tuple[Held, ...]
+    last_reads: tuple[Read, ...]
+    last_write: str
