@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from s3tasks.errors import InvalidRef, OverlappingWrite, PreconditionFailed, StoreUnavailable
 from s3tasks.evidence import Served
-from s3tasks.ledger import Ledger
+from s3tasks.ledger import SAFE_POLICY, Ledger
 from s3tasks.reads import Query, Reader
 from s3tasks.refs import MARKER_METADATA_KEY, ObjectRef, checked_etag
 from s3tasks.settings import Settings
@@ -224,6 +224,11 @@ class ConsistentS3:
         For operators. False where there was no record.
         """
         return self._process.rooms().ledger.forget(self._allowed(ref))
+
+    def ledger_may_be_evicted(self) -> str | None:
+        """The Redis eviction policy under which records may vanish before the retention is over, or None where none may."""
+        policy = self._process.rooms().ledger.eviction_policy()
+        return None if policy == SAFE_POLICY else policy
 
     def with_write_ids(self, write_ids: WriteIds, default_wait_seconds: float) -> ConsistentS3:
         """The same client over the same connections, for a caller with write ids and patience of its own."""

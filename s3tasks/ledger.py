@@ -29,6 +29,7 @@ from s3tasks.refs import ObjectRef, finished_key, record_key
 from s3tasks.settings import CLUSTER_SCHEMES, SENTINEL_SCHEMES, Settings
 
 SCHEMA = "1"
+SAFE_POLICY = "noeviction"
 _UNKNOWN, _DELETED = "*", "!"
 _MICROSECONDS = 1_000_000
 
@@ -143,6 +144,15 @@ class Ledger:
     def forget(self, ref: ObjectRef) -> bool:
         """Removes the object's record: reads of it go unchecked until it is written again. False where there was none."""
         return bool(self._move("forget", ref, None))
+
+    def eviction_policy(self) -> str:
+        """Redis's `maxmemory-policy`: anything but `noeviction` may drop records (and queued tasks) before their time."""
+        with _door("info"):
+            said = self._redis.info("memory")
+        # A cluster answers for each node.
+        nodes = [said] if "maxmemory_policy" in said else list(said.values())
+        policies = {str(node["maxmemory_policy"]) for node in nodes}
+        return next((policy for policy in sorted(policies) if policy != SAFE_POLICY), SAFE_POLICY)
 
     def close(self) -> None:
         """Closes the connections."""

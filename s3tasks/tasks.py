@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from celery import Celery
+from celery import Celery, signals
 from celery import Task as CeleryTask
 
 from s3tasks.client import ConsistentS3, NumberedWriteIds, Process
@@ -165,6 +165,7 @@ class S3Tasks:
         self.delete = self._task(_delete, self.Task)
         self.head = self._task(_head, self.Task)
         self.wait_visible = self._task(_wait_visible, self.Task)
+        signals.worker_ready.connect(self._warn_of_eviction)
 
     @property
     def client(self) -> ConsistentS3:
@@ -182,6 +183,21 @@ class S3Tasks:
         """How long the broker waits before it delivers a message again that no worker has acknowledged."""
         options = self.app.conf.broker_transport_options or {}
         return float(options.get("visibility_timeout", DEFAULT_VISIBILITY_TIMEOUT_SECONDS))
+
+    def _warn_of_eviction(self, sender: Any = None, **_: Any) -> None:
+        """Says at a worker's start that its Redis may forget what was promised. A Redis that is away is noticed by the tasks."""
+        if getattr(sender, "app", None) is not self.app:
+            return
+        try:
+            policy = self.client.ledger_may_be_evicted()
+        except S3TasksError as problem:
+            logger.warning("could not ask the ledger for its eviction policy: %s", problem)
+            return
+        if policy is not None:
+            logger.error(
+                "the ledger's Redis has maxmemory-policy %s: when memory is short it drops records, and reads go unchecked, or "
+                "queued tasks; set 'maxmemory-policy noeviction' and alert on used_memory", policy,
+            )
 
     def _task(self, run: Any, base: type[ConsistentTask]) -> Any:
         # Bound to this app, lazily, and not shared with other apps of the process: see celery.Celery.task.

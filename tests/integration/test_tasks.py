@@ -26,7 +26,7 @@ from s3tasks import (
     StoreError,
     Superseded,
 )
-from s3tasks.sandbox import Sandbox, WorkerProcess
+from s3tasks.sandbox import RedisServer, Sandbox, WorkerProcess
 from s3tasks.store import Endpoint, Store
 from tests.conftest import REPOSITORY
 from tests.s3_proxy import Dropped, Forward, Request, Response, proxied
@@ -236,8 +236,6 @@ def test_redis_that_cannot_be_reached_is_retried_until_it_can(
     settings: Settings,
     ref: ObjectRef,
 ) -> None:
-    from s3tasks.sandbox import RedisServer
-
     with RedisServer() as ledger_server:
         queue = f"q{uuid.uuid4().hex[:8]}"
         direct = producer(settings)
@@ -360,3 +358,16 @@ def test_the_package_imports_no_more_than_it_needs() -> None:
         capture_output=True, text=True, check=True, cwd=REPOSITORY,
     )
     assert seen.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl", "noeviction"])
+def test_a_worker_says_loudly_that_its_redis_may_evict_the_ledger(sandbox: Sandbox, policy: str) -> None:
+    with RedisServer(["--maxmemory-policy", policy]) as server:
+        worker = sandbox.start_worker(
+            "tests.integration.app",
+            directory=REPOSITORY,
+            environment={"CELERY_BROKER_URL": server.url, "S3TASKS_LEDGER_URL": server.url, "CELERY_RESULT_BACKEND": server.url},
+        )
+        worker.stop()
+        warned = f"ERROR/MainProcess] the ledger's Redis has maxmemory-policy {policy}" in worker.log()
+    assert warned is (policy != "noeviction")

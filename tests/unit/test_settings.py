@@ -123,6 +123,13 @@ def test_seconds_may_be_whole_numbers(name: str) -> None:
     assert getattr(settings, name) == 1
 
 
+@pytest.mark.parametrize(
+    "url", ["redis+cluster://h:7000", "rediss+cluster://:pw@h:7000", "redis+sentinel://one:26379,two:26379/mymaster/0"]
+)
+def test_the_ledger_may_be_on_a_cluster_or_behind_sentinels(url: str) -> None:
+    assert Settings(ledger_url=url).ledger_url == url
+
+
 @pytest.mark.parametrize("url", ["redis://h", "redis://:pw@h:1/0", "rediss://h/0?ssl_cert_reqs=none", "unix:///tmp/redis.sock?db=1"])
 def test_a_ledger_url_that_is_taken_is_one_that_redis_takes(url: str) -> None:
     settings = Settings(ledger_url=url)
@@ -335,6 +342,8 @@ SECRET_URLS = [
     f"redis://host/0?db=1&password={SECRET}",
     f"unix://user:{SECRET}@/run/redis.sock",
     f"unix:///run/redis.sock?password={SECRET}",
+    f"rediss+cluster://:{SECRET}@host:7000",
+    f"redis+sentinel://user:{SECRET}@one:26379,two:26379/mymaster/0",
     # Passwords that nobody percent-encoded.
     f"redis://:a#{SECRET}@host/0",
     f"redis://:a/{SECRET}@host/0",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -82,6 +83,20 @@ def any_store(request: pytest.FixtureRequest, sandbox: Sandbox) -> Iterator[Stor
         store.close()
 
 
+@pytest.fixture(scope="module")
+def any_bucket(any_store: Store) -> str:
+    """A bucket on that endpoint."""
+    name = f"contract-{uuid.uuid4().hex[:12]}"
+    any_store._writer.create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture
+def place(any_bucket: str) -> ObjectRef:
+    """An object in it that nobody has written yet."""
+    return ObjectRef(any_bucket, f"key-{uuid.uuid4().hex}")
+
+
 def put(store: Store, ref: ObjectRef, body: bytes = b"body", **content: Any) -> str:
     etag = store.put(ref, Content(body, **content), MARKER, FREE).etag
     assert etag
@@ -92,11 +107,11 @@ ODD_KEYS = ["plain", "with space", "ünïcode/日本", "{braces}", "per%cent%2F"
 
 
 @pytest.mark.parametrize("key", ODD_KEYS)
-def test_what_was_written_is_served_with_its_marker_and_etag(any_store: Store, bucket: str, key: str) -> None:
-    ref = ObjectRef(bucket, key)
-    landed = any_store.put(ref, Content(b"\0bytes\xff", "text/x", {"Mine": "kept"}), MARKER, FREE)
+def test_what_was_written_is_served_with_its_marker_and_etag(any_store: Store, any_bucket: str, key: str) -> None:
+    place = ObjectRef(any_bucket, key)
+    landed = any_store.put(place, Content(b"\0bytes\xff", "text/x", {"Mine": "kept"}), MARKER, FREE)
 
-    answer = any_store.get(ref, Endpoint.READ)
+    answer = any_store.get(place, Endpoint.READ)
 
     served = answer.served
     assert served is not None
@@ -109,69 +124,69 @@ def test_what_was_written_is_served_with_its_marker_and_etag(any_store: Store, b
     assert '"' not in str(landed.etag)
 
 
-def test_an_empty_body_is_a_body(any_store: Store, ref: ObjectRef) -> None:
-    put(any_store, ref, b"")
-    answer = any_store.get(ref, Endpoint.READ)
+def test_an_empty_body_is_a_body(any_store: Store, place: ObjectRef) -> None:
+    put(any_store, place, b"")
+    answer = any_store.get(place, Endpoint.READ)
     assert answer.served is not None
     assert answer.read() == b""
 
 
-def test_a_head_is_a_get_without_the_body(any_store: Store, ref: ObjectRef) -> None:
-    put(any_store, ref)
-    got = any_store.get(ref, Endpoint.READ)
-    head = any_store.head(ref, Endpoint.READ)
+def test_a_head_is_a_get_without_the_body(any_store: Store, place: ObjectRef) -> None:
+    put(any_store, place)
+    got = any_store.get(place, Endpoint.READ)
+    head = any_store.head(place, Endpoint.READ)
     got.close()
     assert head.served == got.served
     assert not head.has_body
 
 
-def test_a_missing_key_serves_nothing(any_store: Store, ref: ObjectRef) -> None:
-    assert any_store.get(ref, Endpoint.READ).served is None
-    assert any_store.head(ref, Endpoint.READ).served is None
+def test_a_missing_key_serves_nothing(any_store: Store, place: ObjectRef) -> None:
+    assert any_store.get(place, Endpoint.READ).served is None
+    assert any_store.head(place, Endpoint.READ).served is None
 
 
-def test_a_missing_key_serves_nothing_to_a_conditional_read_either(any_store: Store, ref: ObjectRef) -> None:
-    answer = any_store.get(ref, Endpoint.READ, if_match="abc")
+def test_a_missing_key_serves_nothing_to_a_conditional_read_either(any_store: Store, place: ObjectRef) -> None:
+    answer = any_store.get(place, Endpoint.READ, if_match="abc")
     assert answer.served is None
     assert not answer.has_body
 
 
-def test_a_read_of_another_etag_fails_its_condition_or_shows_the_other_etag(any_store: Store, ref: ObjectRef) -> None:
-    etag = put(any_store, ref)
-    answer = any_store.get(ref, Endpoint.READ, if_match="0" * 32)
+def test_a_read_of_another_etag_fails_its_condition_or_shows_the_other_etag(any_store: Store, place: ObjectRef) -> None:
+    etag = put(any_store, place)
+    answer = any_store.get(place, Endpoint.READ, if_match="0" * 32)
     answer.close()
     assert answer.condition_failed or (answer.served is not None and answer.served.etag == etag)
 
 
-def test_a_read_of_the_right_etag_serves_it(any_store: Store, ref: ObjectRef) -> None:
-    etag = put(any_store, ref)
-    assert any_store.get(ref, Endpoint.READ, if_match=etag).read() == b"body"
+def test_a_read_of_the_right_etag_serves_it(any_store: Store, place: ObjectRef) -> None:
+    etag = put(any_store, place)
+    assert any_store.get(place, Endpoint.READ, if_match=etag).read() == b"body"
 
 
-def test_a_deleted_object_is_gone_and_deleting_again_is_no_error(any_store: Store, ref: ObjectRef) -> None:
-    put(any_store, ref)
-    assert any_store.delete(ref, FREE).deleted
-    assert any_store.delete(ref, FREE).deleted
-    assert any_store.head(ref, Endpoint.READ).served is None
+def test_a_deleted_object_is_gone_and_deleting_again_is_no_error(any_store: Store, place: ObjectRef) -> None:
+    put(any_store, place)
+    assert any_store.delete(place, FREE).deleted
+    assert any_store.delete(place, FREE).deleted
+    assert any_store.head(place, Endpoint.READ).served is None
 
 
 @pytest.mark.parametrize(
     ("byte_range", "expected"), [((0, 0), b"0"), ((2, 4), b"234"), ((7, None), b"789"), ((5, 99), b"56789")]
 )
 def test_a_range_serves_its_bytes_and_the_whole_size(
-    any_store: Store, ref: ObjectRef, byte_range: tuple[int, int | None], expected: bytes
+    any_store: Store, place: ObjectRef, byte_range: tuple[int, int | None], expected: bytes
 ) -> None:
-    put(any_store, ref, b"0123456789")
-    answer = any_store.get(ref, Endpoint.READ, byte_range=byte_range)
+    put(any_store, place, b"0123456789")
+    answer = any_store.get(place, Endpoint.READ, byte_range=byte_range)
     assert answer.served is not None
     assert answer.served.size == 10
     assert answer.read() == expected
 
 
-def test_a_range_beyond_the_object_is_refused(any_store: Store, ref: ObjectRef) -> None:
-    put(any_store, ref)
+def test_a_range_beyond_the_object_is_refused(any_store: Store, place: ObjectRef) -> None:
+    put(any_store, place)
     with pytest.raises(StoreError, match="416"):
-        any_store.get(ref, Endpoint.READ, byte_range=(100, 200))
+        any_store.get(place, Endpoint.READ, byte_range=(100, 200))
 
 
 def test_conditional_writes_lose_with_a_conflict(store: Store, ref: ObjectRef) -> None:

@@ -121,11 +121,11 @@ def _turns_not_taken(history: History, writes: list[Write]) -> Iterator[str]:
 
 
 def _settled(write: Write, history: History) -> int:
-    """When everybody knew what became of the write: it returned, it was called done, or a reader was given it."""
+    """When it was known what became of the write: it returned, it was called done, or a reader recorded it."""
     arrivals = max((held.step for held in history.held if held.write == write.name), default=BEFORE)
     known = [write.ended]
     known += [attempt.finished for attempt in history.attempts if attempt.write == write.name and attempt.finished is not None]
-    known += [read.ended for read in history.reads if not read.error and read.body == write.body]
+    known += [step for step, name in history.helped if name == write.name]
     return min(step for step in known if step >= arrivals)
 
 
@@ -156,15 +156,16 @@ def _repeated_writes(history: History, writes: list[Write]) -> Iterator[str]:
 
 def _was_replaced(attempt: Attempt, earlier: list[Attempt], history: History) -> bool:
     """Whether another write began after the last try of this one, and finished before the redelivery."""
-    open_tries = [other.began for other in earlier if other.began is not None and other.outcome not in DEFINITE]
-    if not open_tries:
+    tries = [other for other in earlier if other.began is not None]
+    if not tries or all(other.outcome in DEFINITE for other in tries):
         return False
+    last_try = max(other.began or 0 for other in tries)
     return any(
         other.write != attempt.write
         and other.began is not None
         and other.finished is not None
         and other.asked
-        and other.began > max(open_tries)
+        and other.began > last_try
         and other.finished < attempt.started
         for other in history.attempts
     )

@@ -50,10 +50,11 @@ class Held:
 
 @dataclass(frozen=True)
 class History:
-    """All of it. `last_reads`: after everything has ended and all endpoints agree, first of the key, then of every ref returned."""
+    """All of it. `helped`: when readers recorded whose unfinished write. `last_reads`: after everything has ended and all endpoints agree, first of the key, then of every ref returned."""
 
     attempts: tuple[Attempt, ...]
     reads: tuple[Read, ...]
     held: tuple[Held, ...]
+    helped: tuple[tuple[int, str], ...]
     last_reads: tuple[Read, ...]
     last_write: str

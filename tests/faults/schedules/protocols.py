@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any, Protocol, cast
 
-from s3tasks.errors import NoSuchKey, NotYetVisible, ObjectDeleted, StaleRead
+from s3tasks.errors import NoSuchKey, NotYetVisible, ObjectDeleted, OverlappingWrite, StaleRead
 from s3tasks.evidence import Current, Intent, Landed
-from s3tasks.ledger import Finished, Ledger, Opened, _script
+from s3tasks.ledger import Busy, Finished, Ledger, _script
 from s3tasks.reads import Query, Reader
 from s3tasks.refs import Marker, ObjectRef
 from s3tasks.settings import Settings
@@ -80,7 +80,7 @@ class AlteredWire:
 class NoIntent(Package):
     """A write asks S3 first and only then says so: its ticket is handed out and forgotten."""
 
-    altered = (("begin", "set_intent(record, id, intent)\n", ""),)
+    altered = (("begin", "set_intent(record, id, intent)\nsave", "save"),)
 
 
 class CommitFirst(Package):
@@ -89,8 +89,10 @@ class CommitFirst(Package):
     def write(self, tape: Tape, store: Store, ref: ObjectRef, operation: Operation) -> ObjectRef:
         ledger, taped = TapedLedger(self.ledger, tape), TapedStore(store, tape)
         begun = ledger.begin(ref, operation.write, deletes=operation.kind == DELETE)
-        if not isinstance(begun, Opened):
-            current = cast(Finished, begun).current
+        if isinstance(begun, Busy):
+            raise OverlappingWrite(ref.bucket, ref.key, begun.lease_seconds_left)
+        if isinstance(begun, Finished):
+            current = begun.current
             return ObjectRef(ref.bucket, ref.key, current.etag, seq=current.committed, deleted=current.deleted)
         date = cast(Any, store).second
         deletes = operation.kind == DELETE

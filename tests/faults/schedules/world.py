@@ -5,11 +5,12 @@ It never chooses a step, and never judges what came of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from s3tasks.errors import NoSuchKey, S3TasksError
+from s3tasks.evidence import Current
 from s3tasks.ledger import Opened
 from s3tasks.reads import Query
 from s3tasks.refs import ObjectRef
@@ -143,7 +144,7 @@ class World:
         held = tuple(history.Held(version.step, version.body, version.write) for version in self.s3.history)
         reads = tuple(_read(n, run) for n, run in enumerate(runs) if run.operation.kind not in plan.WRITES and _looked(run))
         attempts = tuple(_attempt(n, run) for n, run in enumerate(runs) if run.operation.kind in plan.WRITES and run.tape.calls)
-        return history.History(attempts, reads, held, tuple(last), held[-1].write)
+        return history.History(attempts, reads, held, tuple(_helped(runs)), tuple(last), held[-1].write)
 
     def _last_read(self, run: Run) -> history.Read:
         for _ in range(_LAST_ATTEMPTS):
@@ -154,6 +155,13 @@ class World:
             if run.error is None or not run.error.retryable:
                 break
         return _read(-1, run)
+
+
+def _helped(runs: list[Run]) -> Iterator[tuple[int, str]]:
+    for run in runs:
+        for call in run.tape.calls:
+            if call.name == "observe" and isinstance(call.result, Current):
+                yield call.step, call.result.write_id
 
 
 def _looked(run: Run) -> bool:

@@ -1,0 +1,309 @@
+"""Nothing is written down twice that could be rendered; names that others define exist with them."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+import subprocess
+import sys
+from typing import Any
+
+import botocore.session
+import pytest
+from celery.app.defaults import SETTING_KEYS
+
+import s3tasks
+from s3tasks import Settings, errors, store
+from s3tasks.verdicts import Verdict
+from tests.house.written_once import (
+    CELERY_MEANINGS,
+    CELERYCONFIG,
+    ENV_EXAMPLE,
+    README,
+    REPOSITORY,
+    TABLES,
+    as_text,
+    celery_variables,
+    env_example,
+    errors_table,
+    first_sentence,
+    section,
+    settings_table,
+    verdict_table,
+    with_section,
+)
+
+# Names in celeryconfig.py that Celery passes over.
+HELPERS = {"visibility_timeout_seconds"}
+
+CONFIG_TEXT = CELERYCONFIG.read_text()
+CONFIG_LINES = CONFIG_TEXT.splitlines()
+CONFIG_TREE = ast.parse(CONFIG_TEXT)
+
+
+# --- the environment ---
+
+
+def test_the_env_example_is_what_the_settings_say() -> None:
+    assert ENV_EXAMPLE.read_text() == env_example(), "run python -m tests.house.written_once --write"
+
+
+def test_the_module_prints_the_env_example() -> None:
+    command = [sys.executable, "-m", "tests.house.written_once"]
+
+    printed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+
+    assert printed == env_example()
+
+
+def variables_of(text: str) -> dict[str, str]:
+    """What a shell or Docker would be given if every line were in force."""
+    return dict(re.findall(r"^(?:# )?([A-Z][A-Z0-9_]+)=(.*)$", text, flags=re.MULTILINE))
+
+
+def test_the_env_example_as_it_is_chooses_nothing() -> None:
+    in_force = dict(re.findall(r"^([A-Z][A-Z0-9_]+)=(.*)$", ENV_EXAMPLE.read_text(), flags=re.MULTILINE))
+
+    assert Settings.from_env(in_force) == Settings()
+    assert all(name.startswith("S3TASKS_") for name in in_force)
+
+
+def test_the_env_example_with_every_line_in_force_says_the_defaults() -> None:
+    own = {name: text for name, text in variables_of(ENV_EXAMPLE.read_text()).items() if name.startswith("S3TASKS_")}
+
+    assert len(own) == len(dataclasses.fields(Settings))
+    assert Settings.from_env(own) == Settings()
+
+
+def test_each_line_of_the_env_example_is_told_by_the_line_above() -> None:
+    lines = ENV_EXAMPLE.read_text().splitlines()
+    untold = [
+        line for above, line in zip(["", *lines], lines, strict=False)
+        if variables_of(line) and (not above.startswith("# ") or variables_of(above))
+    ]
+
+    assert untold == []
+
+
+def test_every_variable_that_the_celery_configuration_reads_is_in_the_env_example() -> None:
+    assert set(celery_variables()) == set(CELERY_MEANINGS)
+    assert set(celery_variables()) <= set(variables_of(ENV_EXAMPLE.read_text()))
+
+
+def test_the_celery_configuration_reads_the_environment_in_one_way_only() -> None:
+    mentions = [node for node in ast.walk(CONFIG_TREE) if isinstance(node, ast.Attribute) and ast.unparse(node) == "os.environ"]
+
+    assert len(mentions) == len(celery_variables())
+
+
+@pytest.mark.parametrize(
+    ("default", "text"),
+    [(None, ""), ((), ""), (("a", "b"), "a,b"), (True, "true"), (False, "false"), (86400, "86400"), (5.0, "5"), (0.015, "0.015")],
+)
+def test_a_default_is_spelled_as_its_variable_would_be(default: Any, text: str) -> None:
+    assert as_text(default) == text
+
+
+# --- the README ---
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_of_the_readme_is_what_the_code_says(name: str) -> None:
+    assert section(README.read_text(), name) == TABLES[name](), "run python -m tests.house.written_once --write"
+
+
+def test_a_section_is_replaced_and_nothing_else() -> None:
+    text = "before\n<!-- errors -->\nold\n<!-- /errors -->\nafter\n"
+
+    changed = with_section(text, "errors", "new\n")
+
+    assert changed == "before\n<!-- errors -->\nnew\n<!-- /errors -->\nafter\n"
+    assert section(changed, "errors") == "new\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "<!-- errors -->\n", "<!-- /errors -->", "<!-- /errors -->\n<!-- errors -->\n", "<!-- errors --><!-- /errors -->",
+        "<!-- errors -->\n<!-- errors -->\n<!-- /errors -->", "<!-- settings -->\n<!-- /settings -->",
+    ],
+)
+def test_a_readme_without_its_markers_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="errors"):
+        section(text, "errors")
+    with pytest.raises(ValueError, match="errors"):
+        with_section(text, "errors", "new\n")
+
+
+def cells_of(table: str) -> list[list[str]]:
+    return [re.split(r"(?<!\\)\|", line)[1:-1] for line in table.splitlines()]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_has_a_text_in_every_row_and_as_many_cells(name: str) -> None:
+    cells = cells_of(TABLES[name]())
+
+    assert len({len(row) for row in cells}) == 1
+    assert all(row[0].strip() and row[-1].strip() for row in cells)
+
+
+def test_the_settings_table_has_a_row_for_every_setting() -> None:
+    names = [row[0].strip(" `") for row in cells_of(settings_table())[2:]]
+
+    assert names == [field.name for field in dataclasses.fields(Settings)]
+
+
+def test_the_verdict_table_has_a_row_for_every_verdict() -> None:
+    assert len(cells_of(verdict_table())) == 2 + len(Verdict)
+
+
+def test_the_errors_table_has_a_row_for_every_public_error_and_says_whether_it_is_retried() -> None:
+    rows = {row[0].replace("&nbsp;", "").strip(" `"): row[1].strip() for row in cells_of(errors_table())[2:]}
+    public = {name for name in s3tasks.__all__ if name in vars(errors)}
+
+    assert rows.keys() == public
+    assert {name for name, retried in rows.items() if retried == "yes"} == {
+        "StaleRead", "NotYetVisible", "OverlappingWrite", "LedgerUnavailable", "StoreUnavailable",
+    }
+    assert {name for name, retried in rows.items() if retried == "some"} == {"S3TasksError", "PreconditionFailed"}
+
+
+def test_the_first_sentence_ends_at_its_full_stop() -> None:
+    class Told:
+        """It is so, in s3tasks.errors and
+        elsewhere. More of it.
+
+        And more.
+        """
+
+    assert first_sentence(Told) == "It is so, in s3tasks.errors and elsewhere"
+
+
+# --- Celery's settings ---
+
+
+ASSIGNED = [node for node in CONFIG_TREE.body if isinstance(node, ast.Assign)]
+CONFIGURED = {ast.unparse(node.targets[0]): node for node in ASSIGNED}
+Line = ast.stmt | ast.expr
+
+
+def is_told(node: Line, group: dict[int, Line]) -> bool:
+    """Whether a comment stands above the line, or above an unbroken run of one-line neighbours that it belongs to.
+
+    `group` has the neighbours by the line they end in.
+    """
+    above = CONFIG_LINES[node.lineno - 2].strip()
+    if above.startswith("#"):
+        return True
+    neighbour = group.get(node.lineno - 1)
+    return neighbour is not None and neighbour.lineno == neighbour.end_lineno and is_told(neighbour, group)
+
+
+def is_told_inside(node: ast.Assign) -> bool:
+    """Whether the lines of a dict of more than one line are each told."""
+    if not isinstance(node.value, ast.Dict) or node.value.lineno == node.value.end_lineno:
+        return False
+    entries: dict[int, Line] = {value.end_lineno or 0: value for value in node.value.values}
+    return all(is_told(value, entries) for value in entries.values())
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGURED.keys() - HELPERS))
+def test_every_setting_of_the_worker_is_one_that_celery_has(name: str) -> None:
+    assert name in SETTING_KEYS
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGURED.keys() - HELPERS))
+def test_every_setting_of_the_worker_has_its_reason(name: str) -> None:
+    node = CONFIGURED[name]
+    neighbours: dict[int, Line] = {other.end_lineno or 0: other for other in ASSIGNED}
+
+    assert is_told(node, neighbours) or is_told_inside(node)
+
+
+def test_the_celery_configuration_holds_settings_only() -> None:
+    others = [type(node) for node in CONFIG_TREE.body if not isinstance(node, ast.Assign)]
+
+    assert others == [ast.Expr, ast.Import]  # its docstring and os
+
+
+# --- S3's names ---
+
+SERVICE = botocore.session.get_session().get_service_model("s3")
+STORE_TREE = ast.parse((REPOSITORY / "s3tasks" / "store.py").read_text())
+OPERATIONS = {"put": "PutObject", "get": "GetObject", "head": "HeadObject", "delete": "DeleteObject"}
+
+
+def members(operation: str, shape: str) -> set[str]:
+    return set(getattr(SERVICE.operation_model(operation), shape).members)
+
+
+def function_of(tree: ast.AST, name: str) -> ast.FunctionDef:
+    return next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == name)
+
+
+def names_sent(function: ast.AST) -> set[str]:
+    """Parameters of S3 as the function spells them: keyword arguments, keys of dicts and of items that are set."""
+    found: list[ast.expr | str | None] = []
+    for node in ast.walk(function):
+        if isinstance(node, ast.Call):
+            found += [keyword.arg for keyword in node.keywords]
+        elif isinstance(node, ast.Dict):
+            found += node.keys
+        elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
+            found.append(node.slice)
+    texts = {item.value if isinstance(item, ast.Constant) else item for item in found}
+    return {text for text in texts if isinstance(text, str) and text[0].isupper()}
+
+
+def names_taken(function: ast.AST, answer: str = "said") -> set[str]:
+    """Fields of an answer that the function reads with `said.get("…")`."""
+    calls = [node for node in ast.walk(function) if isinstance(node, ast.Call) and ast.unparse(node.func) == f"{answer}.get"]
+    return {str(call.args[0].value) for call in calls if isinstance(call.args[0], ast.Constant)}
+
+
+STORE_CLASS = next(node for node in ast.walk(STORE_TREE) if isinstance(node, ast.ClassDef) and node.name == "Store")
+
+
+def test_the_parameters_that_are_ours_are_parameters_of_put_object() -> None:
+    assert members("PutObject", "input_shape") >= store.OUR_PUT_PARAMETERS
+
+
+def test_the_parameters_that_a_put_sends_are_known_as_ours() -> None:
+    sent = names_sent(function_of(STORE_CLASS, "put")) | names_sent(function_of(STORE_TREE, "parameters"))
+
+    assert sent == store.OUR_PUT_PARAMETERS
+
+
+@pytest.mark.parametrize(("verb", "operation"), OPERATIONS.items())
+def test_every_parameter_that_is_sent_is_one_that_s3_has(verb: str, operation: str) -> None:
+    sent = names_sent(function_of(STORE_CLASS, verb))
+
+    assert sent >= {"Bucket", "Key"}
+    assert sent <= members(operation, "input_shape")
+
+
+@pytest.mark.parametrize("operation", ["PutObject", "DeleteObject"])
+def test_a_condition_is_sent_to_operations_that_have_it(operation: str) -> None:
+    sendable = {"PutObject": store.Condition(if_none_match=True), "DeleteObject": store.Condition()}[operation].parameters()
+    sendable |= store.Condition(if_match="e").parameters()
+
+    assert sendable.keys() <= members(operation, "input_shape")
+
+
+@pytest.mark.parametrize(
+    ("function", "operation"),
+    [("put", "PutObject"), ("delete", "DeleteObject"), ("_served", "GetObject"), ("_served", "HeadObject")],
+)
+def test_every_field_that_is_taken_from_an_answer_is_one_that_s3_gives(function: str, operation: str) -> None:
+    taken = names_taken(function_of(STORE_TREE, function))
+
+    assert taken
+    assert taken <= members(operation, "output_shape")
+
+
+def test_the_answers_body_and_length_are_fields_of_get_object() -> None:
+    asked = names_taken(function_of(STORE_CLASS, "_ask"))
+
+    assert asked == {"Body", "ContentLength"}
+    assert asked <= members("GetObject", "output_shape")
