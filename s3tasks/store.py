@@ -58,6 +58,8 @@ PERMANENT = (
     ValueError,
 )
 
+ByteRange = tuple[int, int | None]
+WHOLE: ByteRange = (0, None)
 OUR_PUT_PARAMETERS = frozenset({"Bucket", "Key", "Body", "Metadata", "ContentType", "IfMatch", "IfNoneMatch"})
 _BUSY_STATUSES = frozenset({408, 409, 425, 429})
 # 501 is the one 5xx that says "never": the endpoint does not implement what was asked.
@@ -115,6 +117,8 @@ class Answer:
     length: int = 0
     _ref: ObjectRef | None = None
     _body: Any = None
+    # What of the body was asked for: a server may take no notice of the Range header, or send more (RFC 9110, 14.2).
+    _cut: ByteRange = WHOLE
 
     @property
     def has_body(self) -> bool:
@@ -126,15 +130,16 @@ class Answer:
         if self._ref is None or self._body is None:
             raise ValueError("this answer has no body")
         with closing(self._body):
-            if limit_bytes is not None and self.length > limit_bytes:
-                raise PayloadTooLarge("read", self.length, limit_bytes)
+            wanted = len(range(self.length)[slice(*self._cut)])
+            if limit_bytes is not None and wanted > limit_bytes:
+                raise PayloadTooLarge("read", wanted, limit_bytes)
             with _door("GetObject", self._ref):
                 body: bytes = self._body.read()
         if len(body) != self.length:
             raise StoreUnavailable(
                 "GetObject", self._ref.bucket, self._ref.key, f"{len(body)} of {self.length} bytes arrived"
             )
-        return body
+        return body[slice(*self._cut)]
 
     def close(self) -> None:
         """Gives up the body."""
@@ -199,7 +204,7 @@ class Store:
         endpoint: Endpoint,
         *,
         if_match: str | None = None,
-        byte_range: tuple[int, int | None] | None = None,
+        byte_range: ByteRange | None = None,
         version_id: str | None = None,
     ) -> Answer:
         """Asks for the object, or for `byte_range` of it (first and last byte, both included; no last: to the end).
@@ -213,13 +218,14 @@ class Store:
         if version_id is not None:
             parameters["VersionId"] = version_id
         conditional = if_match is not None and self._settings.send_if_match
+        condition = {"IfMatch": f'"{if_match}"'} if conditional else {}
         try:
-            return self._ask("get_object", ref, endpoint, {**parameters, "IfMatch": f'"{if_match}"'} if conditional else parameters)
+            return self._ask("get_object", ref, endpoint, {**parameters, **condition}, byte_range)
         except StoreError as problem:
             if not conditional or problem.status not in (400, _NOT_IMPLEMENTED):
                 raise
         logger.warning("%s refuses If-Match (set send_if_match to false): asked without", ref.uri)
-        return self._ask("get_object", ref, endpoint, parameters)
+        return self._ask("get_object", ref, endpoint, parameters, byte_range)
 
     def head(self, ref: ObjectRef, endpoint: Endpoint, *, version_id: str | None = None) -> Answer:
         """What a GET would be served, without its body."""
@@ -240,7 +246,14 @@ class Store:
         self._writer.close()
         self._reader.close()
 
-    def _ask(self, method: str, ref: ObjectRef, endpoint: Endpoint, parameters: dict[str, Any]) -> Answer:
+    def _ask(
+        self,
+        method: str,
+        ref: ObjectRef,
+        endpoint: Endpoint,
+        parameters: dict[str, Any],
+        byte_range: ByteRange | None = None,
+    ) -> Answer:
         client = self._writer if endpoint is Endpoint.WRITE else self._reader
         operation = "GetObject" if method == "get_object" else "HeadObject"
         try:
@@ -252,7 +265,10 @@ class Store:
             if refusal.status == 404 and refusal.code != "NoSuchBucket":
                 return Answer(None)
             raise
-        return Answer(_served(said, ref), length=said.get("ContentLength", 0), _ref=ref, _body=said.get("Body"))
+        return Answer(
+            _served(said, ref), length=said.get("ContentLength", 0), _ref=ref, _body=said.get("Body"),
+            _cut=_cut(byte_range, said.get("ContentRange", "")),
+        )
 
 
 @contextmanager
@@ -294,6 +310,16 @@ def _conflicts(ref: ObjectRef, condition: Condition) -> Iterator[None]:
         if condition and lost:
             raise WriteConflict(ref.bucket, ref.key, str(condition), refusal.code) from refusal
         raise
+
+
+def _cut(byte_range: ByteRange | None, content_range: str) -> ByteRange:
+    """Where in the body that came lie the bytes that were asked for."""
+    if byte_range is None:
+        return WHOLE
+    came = re.match(r"bytes (\d+)-", content_range)
+    first, last = byte_range
+    begins = int(came.group(1)) if came else 0
+    return max(first - begins, 0), None if last is None else last + 1 - begins
 
 
 def _served(said: Mapping[str, Any], ref: ObjectRef) -> Served:
