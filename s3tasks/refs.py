@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,10 @@ _WRITE_TEXTS = (
     ("etag", _ETAG, "the etag is not an entity tag (RFC 9110)"),
     ("version_id", _VERSION_ID, "the version id is not printable text"),
 )
+_ACCESS_POINT_AND_KEY = re.compile(f"({_ACCESS_POINT.pattern})/(.*)", re.DOTALL)
 _SHOWN_CHARACTERS = 120
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHOWN_CHARACTERS
 
 
 def normal_etag(raw: str | None) -> str | None:
@@ -42,7 +46,7 @@ def checked_etag(given: object) -> str:
     """The normal form of an ETag that a caller names; ValueError for what cannot be one."""
     etag = normal_etag(given) if isinstance(given, str) else None
     if etag is None or not _ETAG.fullmatch(etag):
-        raise ValueError(f"{_shown(repr(given))} is not an ETag: give it as a ref carries it")
+        raise ValueError(f"{_shown(_picture(given))} is not an ETag: give it as a ref carries it")
     return etag
 
 
@@ -66,7 +70,7 @@ class ObjectRef:
     def __post_init__(self) -> None:
         problem = _problem_with(self)
         if problem:
-            raise InvalidRef(_shown(f"s3://{self.bucket}/{self.key}"), problem)
+            raise InvalidRef(_shown(f"s3://{_picture(self.bucket)}/{_picture(self.key)}"), problem)
 
     @property
     def uri(self) -> str:
@@ -91,7 +95,7 @@ class ObjectRef:
             return _parse_uri(given)
         if isinstance(given, Mapping):
             return _parse_dict(given)
-        raise InvalidRef(_shown(repr(given)), f"a ref is 's3://bucket/key' or a dict, not {type(given).__name__}")
+        raise InvalidRef(_shown(_picture(given)), f"a ref is 's3://bucket/key' or a dict, not {type(given).__name__}")
 
     def to_dict(self) -> dict[str, Any]:
         """The ref as a plain JSON dict, without the fields that say nothing."""
@@ -107,8 +111,8 @@ def _parse_uri(given: str) -> ObjectRef:
     if not given.startswith("s3://"):
         raise InvalidRef(_shown(given), "it must begin with s3://")
     rest = given[len("s3://") :]
-    arn = _ACCESS_POINT.match(rest)
-    bucket, _, key = (arn.group(), "", rest[arn.end() + 1 :]) if arn else rest.partition("/")
+    arn = _ACCESS_POINT_AND_KEY.fullmatch(rest)
+    bucket, key = arn.groups() if arn else rest.partition("/")[::2]
     return ObjectRef(bucket, key)
 
 
@@ -116,9 +120,10 @@ def _parse_dict(given: Mapping[str, Any]) -> ObjectRef:
     known = {name.name: given[name.name] for name in dataclasses.fields(ObjectRef) if name.name in given}
     missing = {"bucket", "key"} - known.keys()
     if missing:
-        raise InvalidRef(_shown(repr(dict(given))), f"it has no {' and no '.join(sorted(missing))}")
+        raise InvalidRef(_shown(_picture(dict(given))), f"it has no {' and no '.join(sorted(missing))}")
     if isinstance(known.get("etag"), str):
-        known["etag"] = normal_etag(known["etag"])
+        # An etag that says nothing must not make an exact ref into one that takes any write.
+        known["etag"] = normal_etag(known["etag"]) or ""
     return ObjectRef(**known)
 
 
@@ -151,10 +156,20 @@ def _problem_with_write(ref: ObjectRef) -> str | None:
             return problem
     for name in ("seq", "size"):
         number = getattr(ref, name)
-        if number is not None and (type(number) is not int or number < 0):
-            return f"{name} is not a whole number from 0"
+        if number is not None and (type(number) is not int or not 0 <= number < 2**63):
+            return f"{name} is not a whole number from 0, below 2^63"
     deleted: object = ref.deleted
     return None if isinstance(deleted, bool) else "deleted is neither true nor false"
+
+
+def _picture(given: object) -> str:
+    """What was given, as text: its repr may be endless, or (for huge numbers) not even possible."""
+    if isinstance(given, str):
+        return given
+    try:
+        return _SHORT.repr(given)
+    except ValueError:
+        return f"a huge {type(given).__name__}"
 
 
 def _shown(given: str) -> str:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 ENVIRONMENT_PREFIX = "S3TASKS_"
 CONF_PREFIX = "s3tasks_"
@@ -36,13 +36,21 @@ def _number(least: float, most: float) -> _Check:
 
 def _url(*schemes: str) -> _Check:
     def check(value: Any) -> str | None:
-        if value is None:
-            return None
-        parts = urlsplit(value) if isinstance(value, str) else None
-        complete = parts is not None and parts.scheme in schemes and (parts.netloc or parts.path)
-        return None if complete else f"must be a URL with one of the schemes {', '.join(schemes)}"
+        scheme, found, rest = value.partition("://") if isinstance(value, str) else ("", "", "")
+        good = value is None or (scheme in schemes and found and _splits(value))
+        # Redis by itself means the one on this machine; S3 has no such default.
+        complete = good and (value is None or rest or scheme.startswith("redis"))
+        return None if complete else f"must be a URL that begins with {', '.join(f'{known}://' for known in schemes)}"
 
     return check
+
+
+def _splits(url: str) -> bool:
+    try:
+        urlsplit(url)
+    except ValueError:
+        return False
+    return True
 
 
 def _prefix(value: Any) -> str | None:
@@ -191,6 +199,9 @@ def environment_choices(environment: Mapping[str, str] | None = None) -> dict[st
 def conf_choices(conf: Mapping[str, Any]) -> dict[str, Any]:
     """What `s3tasks_*` keys of a Celery app's configuration choose, by setting name. Lists become tuples."""
     names = {field.name for field in dataclasses.fields(Settings)}
+    for key in conf:
+        if key.startswith(CONF_PREFIX) and key.removeprefix(CONF_PREFIX) not in names:
+            raise ValueError(f"app.conf.{key} is set, but there is no such setting: see 'Settings' in the README")
     chosen = {name: conf.get(CONF_PREFIX + name) for name in names}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items() if value is not None}
 
@@ -209,27 +220,34 @@ def broker_ledger_url(broker_url: str | list[str] | tuple[str, ...] | None) -> s
         return None
     candidates = broker_url.split(";") if isinstance(broker_url, str) else list(broker_url)
     for candidate in candidates:
-        parts = urlsplit(candidate.strip().replace("redis+socket://", "unix://", 1))
-        if parts.scheme not in LEDGER_SCHEMES:
-            continue
-        query = [(name, value.removeprefix("CERT_").lower() if name == "ssl_cert_reqs" else value)
-                 for name, value in parse_qsl(parts.query)]
-        # A virtual_host option is how kombu spells the database of a socket URL.
-        query = [("db" if name == "virtual_host" else name, value) for name, value in query]
-        return urlunsplit(parts._replace(query=urlencode(query)))
+        url = candidate.strip().replace("redis+socket://", "unix://", 1)
+        if url.partition("://")[0] in LEDGER_SCHEMES:
+            place, mark, query = url.partition("?")
+            return place + mark + urlencode([_as_redis_py(*option) for option in parse_qsl(query)])
     return None
 
 
+def _as_redis_py(name: str, value: str) -> tuple[str, str]:
+    """An option of kombu's Redis URLs as redis-py spells it; virtual_host is the database of a socket."""
+    if name == "ssl_cert_reqs":
+        return name, value.removeprefix("CERT_").lower()
+    return ("db" if name == "virtual_host" else name), value
+
+
 def without_credentials(url: str) -> str:
-    """The URL with user, password and any query masked, for logs and messages."""
-    parts = urlsplit(url)
-    place = parts.netloc.rpartition("@")
-    netloc = f"***@{place[2]}" if place[1] else parts.netloc
-    return urlunsplit(parts._replace(netloc=netloc, query="***" if parts.query else ""))
+    """The URL with everything before its last `@`, and any query, masked: for logs and messages, whatever shape it is in."""
+    scheme, found, rest = url.partition("://")
+    if not found:
+        return "***" if "@" in url else url
+    _, at, place = rest.rpartition("@")
+    place, mark, _ = place.partition("?")
+    return f"{scheme}://{'***@' if at else ''}{place}{'?***' if mark else ''}"
 
 
 def _shown(name: str, value: Any) -> Any:
-    return without_credentials(value) if name.endswith("_url") and isinstance(value, str) else value
+    if not name.endswith("_url") or value is None:
+        return value
+    return without_credentials(value) if isinstance(value, str) else f"a {type(value).__name__}"
 
 
 def _problem_with_kind(field: dataclasses.Field[Any], value: Any) -> str | None:

@@ -19,7 +19,7 @@ CLOCK_DOUBT_SECONDS = 1
 
 
 class Verdict(enum.Enum):
-    """What a read concludes. The text is what README and `s3tasks show` print."""
+    """What a read concludes. The text is for people."""
 
     FRESH = "fresh: this is what was promised"
     UNKNOWN = "nothing is known here: assumed consistent"

@@ -25,7 +25,8 @@ def sandbox() -> Iterator[Sandbox]:
     with Sandbox(lag_seconds=(0.2, 0.6), seed=1) as started:
         # A server of one's own brings its credentials; the sandbox takes any.
         given = os.environ if "TEST_S3_ENDPOINT_URL" in os.environ else {}
-        os.environ.update({name: given.get(name, value) for name, value in started.environment().items() if name.startswith("AWS_")})
+        aws = {name: value for name, value in started.environment().items() if name.startswith("AWS_")}
+        os.environ.update({name: given.get(name, value) for name, value in aws.items()})
         yield started
 
 

@@ -32,7 +32,9 @@ broker_transport_options = {
     "unacked_restore_interval": 10,
     "unacked_restore_throttle": 1,
 }
+# A backend that does not answer is given up after 5 s, rather than tried for ever.
 result_backend_transport_options = {"retry_policy": {"timeout": 5.0}}
+# Nor may a result that is stored or fetched hang on a dead connection.
 redis_socket_timeout = 30
 # A result that could not be stored while Redis was away is stored when it is back.
 result_backend_always_retry = True

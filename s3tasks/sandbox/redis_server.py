@@ -178,16 +178,22 @@ def free_loopback_port() -> int:
 
 def is_answered_by(port: int, pid: int) -> bool:
     """Whether a Redis on that port is ready and is that very process: somebody else's may have taken the port."""
-    received = b""
     try:
         with socket.create_connection((_ADDRESS, port), timeout=1.0) as connection:
             connection.sendall(b"PING\r\nINFO server\r\n")
-            while b"process_id:" not in received and received[:1] in (b"", b"+"):
-                chunk = connection.recv(65536)
-                if not chunk:
-                    break
-                received += chunk
+            received = _answer(connection)
     except OSError:
         return False
     # A server with a password of its own tells nobody who it is.
     return received.startswith(b"-NOAUTH") or (received.startswith(b"+PONG") and f"process_id:{pid}\r\n".encode() in received)
+
+
+def _answer(connection: socket.socket) -> bytes:
+    """What the server says until it has named its process, refused, or hung up."""
+    received = b""
+    while b"process_id:" not in received and received[:1] in (b"", b"+"):
+        chunk = connection.recv(65536)
+        if not chunk:
+            break
+        received += chunk
+    return received

@@ -17,7 +17,7 @@ from typing import Any
 import s3tasks
 from s3tasks.errors import S3TasksError
 from s3tasks.settings import ENVIRONMENT_PREFIX, Settings
-from s3tasks.verdicts import Verdict
+from tests.unit.verdict_rows import ROWS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 README = REPOSITORY / "README.md"
@@ -121,8 +121,8 @@ def first_sentence(thing: type) -> str:
 
 
 def verdict_table() -> str:
-    """One row per verdict."""
-    return _table(("verdict", "meaning"), [(verdict.name.lower().replace("_", " "), verdict.value) for verdict in Verdict])
+    """One row for each case of the table: what the ledger says, what S3 serves, what the read does."""
+    return _table(("the ledger says", "S3 serves", "the read"), [(row.ledger, row.serves, row.read) for row in ROWS])
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -316,6 +316,13 @@ def test_settings_come_from_the_app_then_the_environment_then_the_broker(
     assert settings.ledger_url == sandbox.redis_url
 
 
+def test_a_misspelt_key_in_the_apps_configuration_is_refused_by_name(sandbox: Sandbox) -> None:
+    app = Celery("misspelt", broker=sandbox.redis_url, set_as_current=False)
+    app.conf.s3tasks_retention = 5
+    with pytest.raises(ValueError, match="s3tasks_retention"):
+        _ = S3Tasks(app).settings
+
+
 def test_a_broker_that_is_no_redis_needs_a_ledger_url() -> None:
     toolkit = S3Tasks(Celery("amqp", broker="amqp://nowhere", set_as_current=False), None)
     with pytest.raises(ValueError, match="S3TASKS_LEDGER_URL"):

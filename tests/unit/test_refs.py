@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from redis.crc import key_slot
 
@@ -344,6 +344,8 @@ spelling = st.text("ab{}:/%", min_size=1, max_size=8)
 
 
 @given(st.tuples(spelling, spelling), st.tuples(spelling, spelling))
+@example(("k}:x", "y"), ("k", "x}:y"))
+@example(("k", "a b"), ("k", "a%20b"))
 def test_two_writes_never_share_a_memory(one: tuple[str, str], other: tuple[str, str]) -> None:
     names = [finished_key("s3", ObjectRef("b", key), write_id) for key, write_id in (one, other)]
 

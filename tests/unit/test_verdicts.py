@@ -7,6 +7,7 @@ import pytest
 from s3tasks.evidence import Current, Intent, Record, Served
 from s3tasks.refs import Marker, ObjectRef
 from s3tasks.verdicts import Judgement, Rules, Verdict, before_asking, expected_etag, judge, promised
+from tests.unit.verdict_rows import ROWS, Row
 
 PLAIN = ObjectRef("b", "k")
 DATE = 1_000
@@ -46,6 +47,15 @@ def verdict(
 
 def with_intent(record: Record, *intents: Intent) -> Record:
     return Record(max(record.seq, 15), intents, record.currents)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.ledger}, serves {row.serves}")
+def test_every_row_of_the_readmes_table_is_what_the_code_concludes(row: Row) -> None:
+    assert verdict(row.record, row.served, row.wanted, latest=row.latest, rules=row.rules) is row.expected
+
+
+def test_the_readmes_table_has_a_row_for_every_verdict_that_a_reader_meets() -> None:
+    assert {row.expected for row in ROWS} == set(Verdict) - {Verdict.ASK_ORIGIN}
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,22 @@ def test_even_a_short_patience_probes_twice() -> None:
     assert keep_trying(attempt, Settings(probe_spacing_seconds=60), seconds=0.001, on=(PreconditionFailed,)) == "body"
 
 
+def test_no_sleep_reaches_beyond_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_for: list[float] = []
+    sleep = time.sleep
+
+    def short_sleep(seconds: float) -> None:
+        asked_for.append(seconds)
+        sleep(min(seconds, 2 * TINY))
+
+    monkeypatch.setattr(time, "sleep", short_sleep)
+
+    with pytest.raises(StaleRead):
+        keep_trying(Attempts(STALE), Settings(probe_spacing_seconds=60), seconds=TINY, on=(PreconditionFailed,))
+
+    assert 0 < max(asked_for) <= TINY
+
+
 def test_a_replaced_write_is_not_waited_for() -> None:
     superseded = Superseded("b", "k", "etag-a", "etag-b")
     attempt = Attempts(superseded)

@@ -11,7 +11,6 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import redis
@@ -52,9 +51,10 @@ class Site:
         port = _port_with_bus()
         directory = self.directory / str(port)
         directory.mkdir()
-        settings = {"bind": ADDRESS, "port": str(port), "dir": str(directory), "protected-mode": "no", **options}
+        settings = {"bind": ADDRESS, "port": str(port), "dir": str(directory), "protected-mode": "no"}
         if not sentinel:
-            settings = {"save": '""', "appendonly": "no", "repl-diskless-sync": "yes", "repl-diskless-sync-delay": "0", **settings}
+            settings |= {"save": '""', "appendonly": "no", "repl-diskless-sync": "yes", "repl-diskless-sync-delay": "0"}
+        settings |= options
         # Sentinels and cluster nodes write into their configuration.
         configuration = directory / "server.conf"
         configuration.write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
@@ -164,9 +164,3 @@ def _port_with_bus() -> int:
             bus.bind((ADDRESS, port + _BUS_OFFSET))
             return port
     raise RuntimeError("no port has a free cluster bus port")
-
-
-def written(path: Path, text: str) -> Path:
-    """The file, with this text."""
-    path.write_text(text)
-    return path

@@ -66,7 +66,7 @@ FAMILIES: dict[str, Family] = {
         Family("outside writers", _ALL, outside=0.06),
         Family("outside writers, one second", _SOUND, outside=0.06, own_seconds=False, ticks=0.05),
         Family("rejecting outside writers", _ALL, settings={**_TWO_ENDPOINTS, "outside_writes": "reject"}),
-        Family("late requests", _SOUND, faults=_LATE, redelivered_early=0.2),
+        Family("late requests", _ALL, faults=_LATE, redelivered_early=0.2),
         Family("outside deletes", _SOUND, outside=0.03, outside_deletes=0.06),
         Family("ledger flushed", frozenset({EXACT}), flushes=0.05),
     )

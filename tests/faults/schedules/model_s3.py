@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from s3tasks.errors import StoreError, StoreUnavailable, WriteConflict
 from s3tasks.evidence import Landed, Served
@@ -17,6 +17,8 @@ from tests.faults.schedules.plan import FAILED, LATE, LOST, REFUSED
 
 NOT_THERE = -1
 FIRST_SECOND = 1_000_000
+
+_ANSWERS_ARE_DATED = "date" in {field.name for field in fields(Answer)}
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class ModelS3(Store):
     ) -> Answer:
         version = self._seen(ref, endpoint)
         if version.body is None:
-            return Answer(None)
+            return self._nothing()
         if if_match is not None and if_match != version.etag and not self._if_match_ignored:
             return Answer(None, condition_failed=True)
         body = version.body
@@ -118,7 +120,10 @@ class ModelS3(Store):
 
     def head(self, ref: ObjectRef, endpoint: Endpoint, *, version_id: str | None = None) -> Answer:
         version = self._seen(ref, endpoint)
-        return Answer(None if version.body is None else self._served(version, endpoint))
+        return self._nothing() if version.body is None else Answer(self._served(version, endpoint))
+
+    def _nothing(self) -> Answer:
+        return Answer(None, **({"date": self.second} if _ANSWERS_ARE_DATED else {}))
 
     def _seen(self, ref: ObjectRef, endpoint: Endpoint) -> Version:
         if self.fault in (FAILED, LOST):
