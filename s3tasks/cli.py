@@ -174,7 +174,7 @@ def _table(report: Report) -> str:
 
     rows = [
         ("operations", f"{report.writes} writes, {report.deletes} deletes, {report.reads} reads of {report.files} files"),
-        ("stale reads, naive", f"{report.naive_stale} of {report.reads}"),
+        ("stale reads, naive", f"{report.naive_stale} of {report.reads} ({report.naive_missing} of them a 404)"),
         ("stale reads, s3tasks", f"{report.stale} of {report.reads}"),
         ("failures", str(len(report.failures))),
         ("retries by Celery", str(report.retries)),

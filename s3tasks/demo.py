@@ -41,8 +41,9 @@ class Step:
 class Report:
     """What a run has counted. Times are in seconds, one entry a read of written bytes.
 
-    `lags`: from the primary's change to the replica's; `waits`: from the write's end to the read's; `overshoots`: from the moment
-    the replica had the bytes to the read's end.
+    Of the `naive_stale` reads, `naive_missing` were 404s for what had been written. `lags`: from the primary's change to the
+    replica's; `waits`: from the write's end to the read's; `overshoots`: from the moment the replica had the bytes to the read's
+    end.
     """
 
     files: int = 0
@@ -51,6 +52,7 @@ class Report:
     deletes: int = 0
     reads: int = 0
     naive_stale: int = 0
+    naive_missing: int = 0
     stale: int = 0
     failures: list[str] = field(default_factory=list)
     retries: int = 0
@@ -66,7 +68,8 @@ class Report:
 
     def figures(self) -> dict[str, Any]:
         """The report as JSON, with medians and 95th percentiles for the times."""
-        counts = ("files", "bytes_written", "writes", "deletes", "reads", "naive_stale", "stale", "retries", "failures")
+        reads = ("reads", "naive_stale", "naive_missing", "stale")
+        counts = ("files", "bytes_written", "writes", "deletes", *reads, "retries", "failures")
         times = {name: spread(getattr(self, name)) for name in ("lags", "waits", "overshoots")}
         return {
             **{name: getattr(self, name) for name in counts},
@@ -108,9 +111,12 @@ class Run:
         total = sum(len(plan) for plan in plans)
         with _counted_retries(self._toolkit) as retries:
             running = [self._work_through(plan) for plan in plans]
+            told = -1
             while running:
                 running = [work for work in running if next(work, "over") != "over"]
-                self._progress(self._done, total)
+                if self._done != told:
+                    told = self._done
+                    self._progress(told, total)
                 time.sleep(_POLL_SECONDS)  # noqa: TID251 - polls results for a person to watch, waits for no object
             self.report.retries = retries()
         self.report.files = len(plans)
@@ -142,6 +148,7 @@ class Run:
         answer = self._naive.get(step.ref, Endpoint.READ)
         found = answer.read() if answer.has_body else None
         self.report.naive_stale += found != step.body
+        self.report.naive_missing += found is None and step.body is not None
 
     def _check(self, step: Step, read: Any) -> None:
         """Holds what the read task came back with against what was last written."""

@@ -55,7 +55,13 @@ def delete(ledger: Ledger, store: Store, ref: ObjectRef, write_id: str, conditio
         return _without_asking(ref, begun)
     try:
         taken = store.delete(ref, condition)
-    except (WriteConflict, StoreError):
+    except WriteConflict:
+        # An earlier attempt may have deleted the very object that the condition names.
+        if begun.sole or store.head(ref, Endpoint.WRITE).served is not None:
+            _abort(ledger, ref, write_id, begun)
+            raise
+        taken = Landed(deleted=True)
+    except StoreError:
         _abort(ledger, ref, write_id, begun)
         raise
     return _commit(ledger, ref, write_id, begun.ticket, taken, begun.ticket)

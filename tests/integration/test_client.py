@@ -514,6 +514,43 @@ def test_a_conditional_write_whose_answer_was_lost_is_no_conflict_with_itself(
         assert client.read(written) == b"x"
 
 
+def test_a_conditional_delete_whose_answer_was_lost_is_no_conflict_with_itself(
+    settings: Settings, connect: Connect, ref: ObjectRef, client: ConsistentS3
+) -> None:
+    written = client.write(b"x", ref)
+    lost = iter([True])
+
+    def loses_one_answer(request: Request, forward: Forward) -> Response:
+        response = forward(request)
+        if request.method == "DELETE" and next(lost, False):
+            raise Dropped
+        return response
+
+    with proxied(str(settings.endpoint_url), loses_one_answer) as proxy:
+        assert connect(settings.replace(endpoint_url=proxy.url)).delete(ref, if_match=written.etag).deleted
+        assert proxy.count("DELETE") == 2
+    with pytest.raises(ObjectDeleted):
+        client.read(ref)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_write_that_was_answered_without_an_etag_is_known_by_its_marker(
+    settings: Settings, connect: Connect, ref: ObjectRef, ledger: Ledger, hidden: bool
+) -> None:
+    def nameless(request: Request, forward: Forward) -> Response:
+        response = forward(request)
+        if request.method == "HEAD" and hidden:
+            return response.with_header("x-amz-meta-s3tasks-write", "somebody;1;else")
+        return response.with_header("etag", '""') if request.method == "PUT" else response
+
+    with proxied(str(settings.endpoint_url), nameless) as proxy:
+        client = connect(settings.replace(endpoint_url=proxy.url))
+        written = client.write(b"x", ref)
+        (current,) = ledger.lookup(ref).currents
+        assert (current.etag is None) is hidden, "an empty etag is never recorded"
+        assert client.read(written) == client.read(ref) == b"x"
+
+
 @pytest.mark.parametrize(
     "condition", [{"if_match": ""}, {"if_match": 5}, {"if_match": "a\r\nb"}, {"if_match": "a", "if_none_match": True}]
 )
