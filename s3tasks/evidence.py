@@ -13,16 +13,25 @@ from s3tasks.refs import Marker
 
 @dataclass(frozen=True)
 class Intent:
-    """A write that has begun and is not known to have ended.
+    """A write of which one or more attempts have begun and may still land.
 
-    `first` and `last` are the tickets of its oldest and newest attempt still open; `deletes` says that it is a delete.
-    Tickets are microseconds of the ledger's clock, made unique and increasing per object.
+    `tickets` are theirs, oldest first; `deletes` says that it is a delete. Tickets are microseconds of the ledger's clock, made
+    unique and increasing per object.
     """
 
     write_id: str
-    first: int
-    last: int
+    tickets: tuple[int, ...]
     deletes: bool = False
+
+    @property
+    def first(self) -> int:
+        """The ticket of the oldest attempt."""
+        return self.tickets[0]
+
+    @property
+    def last(self) -> int:
+        """The ticket of the newest attempt."""
+        return self.tickets[-1]
 
 
 @dataclass(frozen=True, kw_only=True)

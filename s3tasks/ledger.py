@@ -105,7 +105,7 @@ class Ledger:
         )
         said = answer[0].decode()
         if said == "open":
-            return Opened(ticket=int(answer[1]), sole=answer[1] == answer[2])
+            return Opened(ticket=int(answer[1]), sole=answer[2] == 1)
         if said == "busy":
             return Busy(int(answer[1]) / _MICROSECONDS)
         return Finished(_current(write_id, answer[1].decode()), superseded=said == "superseded")
@@ -124,7 +124,7 @@ class Ledger:
         return _current(write_id, text.decode())
 
     def abort(self, ref: ObjectRef, write_id: str, ticket: int) -> bool:
-        """Closes the intent of a write that S3 has refused at its only attempt; False where other attempts keep it open."""
+        """Ends an attempt that S3 has refused; False where other attempts keep the write's intent open."""
         return bool(self._move("abort", ref, write_id, ticket, self._settings.retention_seconds))
 
     def observe(self, ref: ObjectRef, intent: Intent, ticket: int, landed: Landed) -> Current | None:
@@ -242,8 +242,8 @@ def _current(write_id: str, text: str) -> Current:
 
 
 def _intent(write_id: str, text: str) -> Intent:
-    first, last, does = text.split(" ")
-    return Intent(write_id, int(first), int(last), deletes={"w": False, "d": True}[does])
+    does, first, *later = text.split(" ")
+    return Intent(write_id, (int(first), *map(int, later)), deletes={"w": False, "d": True}[does])
 
 
 def _record(fields: dict[bytes, bytes], ref: ObjectRef) -> Record:

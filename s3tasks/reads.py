@@ -17,12 +17,12 @@ from s3tasks.errors import (
     StaleRead,
     Superseded,
 )
-from s3tasks.evidence import Landed, Record, Served
+from s3tasks.evidence import Current, Landed, Record, Served
 from s3tasks.ledger import Ledger
 from s3tasks.refs import ObjectRef
 from s3tasks.settings import Settings
 from s3tasks.store import Answer, Endpoint, Store
-from s3tasks.verdicts import Judgement, Rules, Verdict, before_asking, expected_etag, judge
+from s3tasks.verdicts import Judgement, Rules, Verdict, before_asking, expected_etag, judge, serves
 
 logger = logging.getLogger(__name__)
 
@@ -128,13 +128,13 @@ class Reader:
 
         None where that HEAD brought news for the ledger, after which the record is judged anew.
         """
-        origin = self._store.head(query.ref, Endpoint.WRITE).served
-        judgement = self._judge(query, record, origin, Endpoint.WRITE)
+        origin = self._store.head(query.ref, Endpoint.WRITE)
+        judgement = self._judge(query, record, origin.served, Endpoint.WRITE)
         if judgement.verdict in (Verdict.OUTSIDE, Verdict.UNFINISHED):
             answer.close()
             self._record(query, record, origin, judgement)
             return None
-        if judgement.verdict is Verdict.FRESH:
+        if judgement.verdict is Verdict.FRESH and not _same_write(answer.served, judgement.current):
             return replace(judgement, verdict=Verdict.NOT_YET_VISIBLE if answer.served is None else Verdict.STALE)
         return judgement
 
@@ -146,20 +146,21 @@ class Reader:
         verdict = judgement.verdict
         if verdict in (Verdict.FRESH, Verdict.UNKNOWN):
             return answer
-        if verdict is Verdict.UNFINISHED and self._record(query, record, answer.served, judgement):
+        if verdict is Verdict.UNFINISHED and self._record(query, record, answer, judgement):
             # A reader of one exact write starts over, and learns from the new record what became of it.
             if answer.served is not None and not (query.ref.exact and not query.latest):
                 return answer
         elif verdict is Verdict.OUTSIDE:
-            self._record(query, record, answer.served, judgement)
+            self._record(query, record, answer, judgement)
         answer.close()
         if verdict in (Verdict.UNFINISHED, Verdict.OUTSIDE):
             return None
         raise self._refusal(verdict, query, record, answer.served)
 
-    def _record(self, query: Query, record: Record, served: Served | None, judgement: Judgement) -> bool:
+    def _record(self, query: Query, record: Record, answer: Answer, judgement: Judgement) -> bool:
         """Tells the ledger what the store has shown; False where the record has moved on meanwhile."""
-        landed = _landed(served)
+        served = answer.served
+        landed = _landed(served, answer.date)
         if judgement.intent is None:
             logger.info("%s: adopted somebody else's %s", query.ref.uri, f"write {landed.etag}" if served else "delete")
             return self._ledger.adopt(query.ref, record, landed) is not None
@@ -203,7 +204,11 @@ class Reader:
         return refusals.get(verdict, StaleRead)(bucket, key, wanted, found)
 
 
-def _landed(served: Served | None) -> Landed:
+def _same_write(served: Served | None, current: Current | None) -> bool:
+    return served is not None and current is not None and serves(served, current)
+
+
+def _landed(served: Served | None, date: int) -> Landed:
     if served is None:
-        return Landed(deleted=True)
+        return Landed(deleted=True, date=date)
     return Landed(etag=served.etag, version_id=served.version_id, size=served.size, date=served.last_modified)

@@ -109,12 +109,14 @@ class Content:
 class Answer:
     """An endpoint's answer to a GET or HEAD: what is served (None: a 404), or that the If-Match sent did not hold.
 
-    `length` is how many bytes a GET's body has. The body is still on its way: `read` or `close` it.
+    `length` is how many bytes a GET's body has, `date` when the endpoint answered, by its clock (seconds since 1970, 0 where it did
+    not say). The body is still on its way: `read` or `close` it.
     """
 
     served: Served | None
     condition_failed: bool = False
     length: int = 0
+    date: int = 0
     _ref: ObjectRef | None = None
     _body: Any = None
     # What of the body was asked for: a server may take no notice of the Range header, or send more (RFC 9110, 14.2).
@@ -263,7 +265,7 @@ class Store:
             if refusal.status == 412:
                 return Answer(None, condition_failed=True)
             if refusal.status == 404 and refusal.code != "NoSuchBucket":
-                return Answer(None)
+                return Answer(None, date=_date_of(getattr(refusal.__cause__, "response", {})))
             raise
         return Answer(
             _served(said, ref), length=said.get("ContentLength", 0), _ref=ref, _body=said.get("Body"),
@@ -344,7 +346,7 @@ def _exact_version(version_id: str | None) -> str | None:
 
 
 def _date_of(said: Mapping[str, Any]) -> int:
-    date = said["ResponseMetadata"].get("HTTPHeaders", {}).get("date")
+    date = said.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
     try:
         return int(parsedate_to_datetime(date).timestamp()) if date else 0
     except ValueError:

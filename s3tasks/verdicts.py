@@ -107,7 +107,7 @@ def judge(
         return case.nothing_served()
     for current in case.candidates:
         if serves(served, current):
-            return Judgement(Verdict.FRESH, current=current)
+            return case.current_write(current)
     return case.outside_write(served) if served.marker is None else case.other_write_of_ours(served)
 
 
@@ -134,6 +134,12 @@ class _Case:
     def mismatch_proves_record_wrong(self) -> bool:
         return self.rules.strong_store and not self.rules.reject_outside_writes and self.from_origin
 
+    def current_write(self, current: Current) -> Judgement:
+        """A write that may be served, unless a delete that readers have seen at work is under way: then the origin tells."""
+        deleting = {intent.write_id for intent in self.record.intents if intent.deletes}
+        seen = any(other.write_id in deleting and other.begun > current.committed for other in self.record.currents)
+        return Judgement(Verdict.ASK_ORIGIN if seen and not self.from_origin else Verdict.FRESH, current=current)
+
     def older_object(self) -> Judgement:
         """What an object served in place of the promised one means when it proves nothing new."""
         return Judgement(Verdict.DELETED if all(current.deleted for current in self.candidates) else Verdict.STALE)
@@ -143,9 +149,15 @@ class _Case:
             if current.deleted:
                 return Judgement(Verdict.DELETED, current=current)
         for intent in self.record.intents:
-            if intent.deletes and not _replaced(self.record, intent):
-                return Judgement(Verdict.UNFINISHED if self.from_origin else Verdict.ASK_ORIGIN, intent=intent)
+            if intent.deletes:
+                return self.unfinished_delete(intent)
         return Judgement(Verdict.OUTSIDE if self.mismatch_proves_record_wrong else Verdict.NOT_YET_VISIBLE)
+
+    def unfinished_delete(self, intent: Intent) -> Judgement:
+        """Nothing is there, and a delete has begun: it, too, counts as going on until its task is delivered again."""
+        if any(current.write_id == intent.write_id for current in self.record.currents):
+            return Judgement(Verdict.SUPERSEDED)
+        return Judgement(Verdict.UNFINISHED if self.from_origin else Verdict.ASK_ORIGIN, intent=intent)
 
     def other_write_of_ours(self, served: Served) -> Judgement:
         """An object with our marker, of a write that the reader may not be served as such."""
@@ -209,9 +221,12 @@ def _judge_unknown(
 
 
 def _proven_newer(served: Served, than: tuple[Current, ...]) -> bool:
-    """Whether the object was made more than a clock second after every one of these writes, by the write endpoint's own clock."""
-    dates = [current.date for current in than]
-    return all(dates) and served.last_modified > max(dates) + CLOCK_DOUBT_SECONDS
+    """Whether the object was made more than a clock second after each of these writes whose date is known.
+
+    Both by the write endpoint's own clock. A write of unknown date is one that was replaced before it could tell.
+    """
+    dates = [current.date for current in than if current.date]
+    return bool(dates) and served.last_modified > max(dates) + CLOCK_DOUBT_SECONDS
 
 
 def _intent_of(record: Record, served: Served) -> Intent | None:
@@ -220,7 +235,7 @@ def _intent_of(record: Record, served: Served) -> Intent | None:
     if marker is None:
         return None
     for intent in record.intents:
-        if intent.write_id == marker.write_id and intent.first <= marker.ticket <= intent.last:
+        if intent.write_id == marker.write_id and marker.ticket in intent.tickets:
             return intent
     return None
 

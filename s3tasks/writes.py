@@ -97,9 +97,7 @@ def _named(ref: ObjectRef, landed: Landed, seq: int) -> ObjectRef:
 
 
 def _abort(ledger: Ledger, ref: ObjectRef, write_id: str, begun: Opened) -> None:
-    """Closes the intent of a refused write, unless an earlier attempt may still have landed."""
-    if not begun.sole:
-        return
+    """Ends a refused attempt in the ledger. Earlier ones, which may have landed, stay open."""
     try:
         ledger.abort(ref, write_id, begun.ticket)
     except LedgerUnavailable as problem:

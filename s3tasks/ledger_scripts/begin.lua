@@ -3,9 +3,10 @@
 -- ARGV[1] write id   [2] 'w' or 'd' (a delete)   [3] retention, seconds   [4] redelivery horizon, seconds
 --     [5] lease for on_overlap="serialize", microseconds; '0' allows overlapping writes
 -- Returns {'finished', text}    it had finished: text is what was committed
---      or {'superseded', text}  an intent was open and has been replaced meanwhile; it is finished now
+--      or {'superseded', text}  an intent was open and has been replaced meanwhile; the write is finished now, though the attempt
+--                               that was open may still land
 --      or {'busy', microseconds} another write's intent is open, for at most so long
---      or {'open', ticket, first} go on; first == ticket says that this is the only attempt so far
+--      or {'open', ticket, attempts} go on; attempts counts those that may land, this one included
 local id = ARGV[1]
 local finished = redis.call('GET', KEYS[2])
 if finished then return {'finished', finished} end
@@ -14,24 +15,25 @@ local record, problem = load_record(KEYS[1])
 if not record then return problem end
 local intent = record.intents[id]
 
-if intent and replaced(record, intent.last) then
-  drop_intent(record, id)
-  local text = insert(record, id, intent.first, '0 ' .. (intent.does == 'd' and '!' or '*') .. ' * *')
+if intent and replaced(record, last(intent)) then
+  local text = insert(record, id, intent.tickets[1], '0 ' .. (intent.does == 'd' and '!' or '*') .. ' * *')
   save(record, ARGV[3])
   redis.call('SET', KEYS[2], text, 'EX', ARGV[4])
   return {'superseded', text}
 end
 
-local clock, lease, oldest_kept = now(), tonumber(ARGV[5]), now() - tonumber(ARGV[3]) * 1000000
-local busy = 0
+local clock, lease = now(), tonumber(ARGV[5])
+local oldest_kept, busy = clock - tonumber(ARGV[3]) * 1000000, 0
 for other, theirs in pairs(record.intents) do
-  if theirs.last < oldest_kept then drop_intent(record, other)
-  elseif other ~= id then busy = math.max(busy, theirs.last + lease - clock) end
+  if last(theirs) < oldest_kept then keep_attempts(record, other, {})
+  elseif other ~= id then busy = math.max(busy, last(theirs) + lease - clock) end
 end
 if lease > 0 and busy > 0 then return {'busy', whole(busy)} end
 
 local ticket = next_seq(record)
-intent = {first = intent and intent.first or ticket, last = ticket, does = ARGV[2]}
-set_intent(record, id, intent)
+record.intents[id] = record.intents[id] or {does = ARGV[2], tickets = {}}
+local attempts = record.intents[id].tickets
+table.insert(attempts, ticket)
+keep_attempts(record, id, attempts)
 save(record, ARGV[3])
-return {'open', whole(ticket), whole(intent.first)}
+return {'open', whole(ticket), #attempts}

@@ -2,7 +2,7 @@
 --
 -- A hash:  v             schema version, '1'
 --          seq           the newest number handed out: microseconds of Redis's own clock, never twice, never backwards
---          i:<write id>  an open intent: "<first> <last> <w|d>"
+--          i:<write id>  an open intent: "<w|d> <ticket> <ticket> …", the attempts that may still land, oldest first
 --          c:<write id>  a current write: "<begun> <committed> <date> <etag> <version id> <size>"
 -- The last four of a current write ("rest") are opaque here but for the date. A field that cannot be read is dropped.
 
@@ -24,12 +24,14 @@ local function load_record(key)
     elseif name == 'seq' then
       record.seq = tonumber(value) or 0
     elseif kind == 'i:' then
-      local first, last, does = string.match(value, '^(%d+) (%d+) ([wd])$')
-      if first then record.intents[id] = {first = tonumber(first), last = tonumber(last), does = does}
-      else redis.call('HDEL', key, name) end
+      local does, rest = string.match(value, '^([wd])([ %d]*)$')
+      local intent = {does = does, tickets = {}}
+      for ticket in string.gmatch(rest or '', '%d+') do table.insert(intent.tickets, tonumber(ticket)) end
+      if #intent.tickets > 0 then record.intents[id] = intent else redis.call('HDEL', key, name) end
     elseif kind == 'c:' then
-      local begun, committed, date = string.match(value, '^(%d+) (%d+) (%d+) %S+ %S+ %S+$')
-      if begun then record.currents[id] = {begun = tonumber(begun), committed = tonumber(committed), date = tonumber(date)}
+      local begun, committed, date, rest = string.match(value, '^(%d+) (%d+) ((%d+) %S+ %S+ %S+)$')
+      if begun then
+        record.currents[id] = {begun = tonumber(begun), committed = tonumber(committed), rest = date, date = tonumber(rest)}
       else redis.call('HDEL', key, name) end
     end
   end
@@ -56,24 +58,34 @@ local function save(record, retention_seconds)
   redis.call('EXPIRE', record.key, retention_seconds)
 end
 
-local function set_intent(record, id, intent)
-  redis.call('HSET', record.key, 'i:' .. id, whole(intent.first) .. ' ' .. whole(intent.last) .. ' ' .. intent.does)
+local function last(intent)
+  return intent.tickets[#intent.tickets]
 end
 
-local function drop_intent(record, id)
-  redis.call('HDEL', record.key, 'i:' .. id)
-end
-
--- Attempts up to `ticket` are over; later ones of the same write, if any, go on.
-local function close_intent(record, id, ticket)
+-- Keeps the intent open for these attempts; for none, closes it.
+local function keep_attempts(record, id, tickets)
   local intent = record.intents[id]
-  if not intent then return end
-  if intent.last > ticket then
-    intent.first = math.max(intent.first, ticket + 1)
-    set_intent(record, id, intent)
-  else
-    drop_intent(record, id)
+  if #tickets == 0 then
+    record.intents[id] = nil
+    redis.call('HDEL', record.key, 'i:' .. id)
+    return
   end
+  intent.tickets = tickets
+  local words = {intent.does}
+  for _, ticket in ipairs(tickets) do table.insert(words, whole(ticket)) end
+  redis.call('HSET', record.key, 'i:' .. id, table.concat(words, ' '))
+end
+
+-- This attempt is over; others of the same write, which may be slow rather than dead, go on. False where it was not open.
+local function end_attempt(record, id, ticket)
+  local intent, kept = record.intents[id], {}
+  if not intent then return false end
+  for _, open in ipairs(intent.tickets) do
+    if open ~= ticket then table.insert(kept, open) end
+  end
+  local was_open = #kept < #intent.tickets
+  keep_attempts(record, id, kept)
+  return was_open
 end
 
 -- Whether some current write began after the ticket, which is to say: replaced what the ticket's attempt wrote.
@@ -84,11 +96,14 @@ local function replaced(record, ticket)
   return false
 end
 
--- Puts a write among the current ones and returns its text, for the memory of finished writes.
+-- Puts a write among the current ones and returns its text, for the memory of finished writes. Where a later attempt of the same
+-- write is there already, that one's bytes are the newer ones.
 local function insert(record, id, begun, rest)
-  local value = whole(begun) .. ' ' .. whole(next_seq(record)) .. ' ' .. rest
-  redis.call('HSET', record.key, 'c:' .. id, value)
-  return value
+  local known = record.currents[id]
+  if known and known.begun > begun then begun, rest = known.begun, known.rest end
+  local text = whole(begun) .. ' ' .. whole(next_seq(record)) .. ' ' .. rest
+  redis.call('HSET', record.key, 'c:' .. id, text)
+  return text
 end
 
 -- Drops the current writes that had committed when the ticket was handed out: that attempt replaced them.

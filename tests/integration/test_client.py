@@ -267,6 +267,41 @@ def test_a_version_that_has_not_arrived_is_late_and_an_unknown_one_is_missing(
     assert connect(replicated.replace(on_stale="origin")).read(written) == b"1"
 
 
+def test_a_store_that_ignores_version_ids_serves_no_other_version(
+    settings: Settings, connect: Connect, sandbox: Sandbox
+) -> None:
+    def serves_the_latest(request: Request, forward: Forward) -> Response:
+        path = request.path.partition("?")[0] if request.method in ("GET", "HEAD") else request.path
+        return forward(Request(request.method, path, request.headers, request.body))
+
+    sandbox.create_bucket("versioned-ignored", versioned=True)
+    with proxied(str(settings.endpoint_url), serves_the_latest) as proxy:
+        client = connect(settings.replace(endpoint_url=proxy.url))
+        first = client.write(b"1", "s3://versioned-ignored/k")
+        client.write(b"2", "s3://versioned-ignored/k")
+        for call in (client.read, client.head):
+            with pytest.raises(NotYetVisible):
+                call(first)
+
+
+def test_a_delete_that_a_reader_has_seen_at_work_stays_seen_by_readers_of_a_replica(
+    lagging: ConsistentS3, ledger: Ledger, store: Store, ref: ObjectRef, paused: Sandbox
+) -> None:
+    written = lagging.write(b"x", ref)
+    paused.drain()
+    begun = ledger.begin(ref, "dead", deletes=True)
+    assert lagging.read(ref) == b"x"
+    store.delete(ref, Condition())
+    assert lagging.read(ref) == b"x", "nobody has seen it yet"
+    paused.drain()
+    with pytest.raises(ObjectDeleted):
+        lagging.read(ref)
+    with pytest.raises(Superseded):
+        lagging.read(written)
+    assert isinstance(begun, Opened)
+    assert isinstance(ledger.begin(ref, "dead", deletes=True), Opened), "its task still asks S3"
+
+
 def test_an_outside_write_is_adopted_once_it_is_proven_newer(
     client: ConsistentS3, ref: ObjectRef, outsider: Callable[[ObjectRef, bytes], str]
 ) -> None:

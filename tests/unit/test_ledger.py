@@ -98,7 +98,7 @@ def test_a_redelivery_gets_a_new_ticket_on_the_same_intent(ledger: Ledger) -> No
     assert first.sole
     assert not again.sole
     assert again.ticket > first.ticket
-    assert ledger.lookup(REF).intents == (Intent("a", first.ticket, again.ticket),)
+    assert ledger.lookup(REF).intents == (Intent("a", (first.ticket, again.ticket)),)
 
 
 def test_a_redelivered_write_that_was_replaced_is_superseded_and_stays_so(ledger: Ledger) -> None:
@@ -110,7 +110,7 @@ def test_a_redelivered_write_that_was_replaced_is_superseded_and_stays_so(ledger
     assert begun.superseded
     assert (begun.current.begun, begun.current.etag) == (first.ticket, None)
     record = ledger.lookup(REF)
-    assert record.intents == ()
+    assert record.intents == (Intent("a", (first.ticket,)),), "the attempt that was open may be slow rather than dead"
     assert {current.write_id for current in record.currents} == {"a", "b"}
     assert ledger.begin(REF, "a") == Finished(begun.current, superseded=False)
 
@@ -122,13 +122,56 @@ def test_a_write_that_overlapped_the_replacing_one_is_not_superseded(ledger: Led
     assert isinstance(ledger.begin(REF, "a"), Opened)
 
 
-def test_a_late_commit_of_an_earlier_attempt_leaves_the_later_attempts_intent_open(ledger: Ledger) -> None:
-    first, second = opened(ledger, "a"), opened(ledger, "a")
+@pytest.mark.parametrize("ends", [0, 1, 2])
+def test_a_commit_ends_its_own_attempt_only(ledger: Ledger, ends: int) -> None:
+    tickets = [opened(ledger, "a").ticket for _ in range(3)]
 
-    commit(ledger, "a", first.ticket)
+    commit(ledger, "a", tickets[ends])
 
     (intent,) = ledger.lookup(REF).intents
-    assert (intent.first, intent.last) == (first.ticket + 1, second.ticket)
+    assert intent.tickets == tuple(ticket for ticket in tickets if ticket != tickets[ends])
+
+
+def test_a_deletes_commit_ends_its_earlier_attempts_too(ledger: Ledger) -> None:
+    first, second, third = (opened(ledger, "d", deletes=True).ticket for _ in range(3))
+
+    ledger.commit(REF, "d", second, Landed(deleted=True), landed_ticket=second)
+    assert [intent.tickets for intent in ledger.lookup(REF).intents] == [(first, third)]
+    ledger.commit(REF, "d", third, Landed(deleted=True), landed_ticket=third)
+    assert ledger.lookup(REF).intents == ()
+
+
+def test_a_commit_that_reports_an_earlier_attempts_bytes_ends_both(ledger: Ledger) -> None:
+    first, second = (opened(ledger, "a").ticket for _ in range(2))
+
+    current = ledger.commit(REF, "a", second, Landed(etag="e", date=1), landed_ticket=first)
+
+    assert ledger.lookup(REF) == Record(current.committed, (), (current,))
+    assert current.begun == first
+
+
+def test_bytes_that_were_reported_already_are_not_reported_again_over_a_later_write(ledger: Ledger) -> None:
+    first, second = (opened(ledger, "a").ticket for _ in range(2))
+    reported = commit(ledger, "a", first)
+    write(ledger, "b")
+
+    again = ledger.commit(REF, "a", second, Landed(etag="etag-a", date=100), landed_ticket=first)
+
+    assert again == reported
+    assert etags(ledger) == {"etag-b"}
+
+
+def test_a_late_commit_of_an_older_attempt_does_not_make_the_write_older(ledger: Ledger) -> None:
+    first = opened(ledger, "a").ticket
+    other = opened(ledger, "b")
+    second = opened(ledger, "a").ticket
+    commit(ledger, "a", second, etag="newer")
+    commit(ledger, "a", first, etag="older")
+
+    (current,) = ledger.lookup(REF).currents
+    assert (current.begun, current.etag) == (second, "newer")
+    assert isinstance(ledger.begin(REF, "b"), Finished), "it began before the attempt that replaced it"
+    assert other.ticket < second
 
 
 def test_abort_closes_the_only_attempts_intent_and_leaves_no_trace(ledger: Ledger, raw: redis.Redis, settings: Settings) -> None:
@@ -144,12 +187,12 @@ def test_abort_keeps_what_else_is_known(ledger: Ledger) -> None:
     assert etags(ledger) == {"etag-a"}
 
 
-def test_abort_leaves_an_intent_with_other_attempts_open(ledger: Ledger) -> None:
-    opened(ledger, "a")
+def test_abort_leaves_other_attempts_open(ledger: Ledger) -> None:
+    first = opened(ledger, "a")
     again = opened(ledger, "a")
 
     assert not ledger.abort(REF, "a", again.ticket)
-    assert len(ledger.lookup(REF).intents) == 1
+    assert ledger.lookup(REF).intents == (Intent("a", (first.ticket,)),)
 
 
 def test_a_reader_finishes_a_dead_writers_write(ledger: Ledger) -> None:
@@ -189,7 +232,7 @@ def test_an_attempt_outside_the_intent_is_not_recorded(ledger: Ledger) -> None:
     ticket = opened(ledger, "a").ticket
     (intent,) = ledger.lookup(REF).intents
     assert ledger.observe(REF, intent, ticket + 1, Landed(etag="x")) is None
-    assert ledger.observe(REF, Intent("unknown", 1, 9), 5, Landed(etag="x")) is None
+    assert ledger.observe(REF, Intent("unknown", (5,)), 5, Landed(etag="x")) is None
 
 
 def test_an_observed_delete_is_a_tombstone_but_its_task_still_asks_s3(ledger: Ledger) -> None:
@@ -199,8 +242,22 @@ def test_an_observed_delete_is_a_tombstone_but_its_task_still_asks_s3(ledger: Le
 
     ledger.observe(REF, intent, intent.first, Landed(deleted=True))
 
+    assert {current.deleted for current in ledger.lookup(REF).currents} == {False, True}, "what it deletes may be there yet"
+    again = opened(ledger, "d", deletes=True)
+    ledger.commit(REF, "d", again.ticket, Landed(deleted=True), landed_ticket=again.ticket)
     assert [current.deleted for current in ledger.lookup(REF).currents] == [True]
-    assert isinstance(ledger.begin(REF, "d", deletes=True), Opened)
+
+
+def test_an_observed_delete_that_s3_then_refuses_is_none(ledger: Ledger) -> None:
+    write(ledger, "a")
+    ticket = opened(ledger, "d", deletes=True).ticket
+    (intent,) = ledger.lookup(REF).intents
+    ledger.observe(REF, intent, intent.first, Landed(deleted=True))
+
+    ledger.abort(REF, "d", ticket)
+
+    assert etags(ledger) == {"etag-a"}
+    assert ledger.lookup(REF).intents == ()
 
 
 def test_an_outside_write_is_adopted_as_the_only_current_one(ledger: Ledger) -> None:
@@ -260,7 +317,7 @@ def test_an_intent_older_than_the_retention_is_dropped_by_the_next_write(
     ledger: Ledger, raw: redis.Redis, settings: Settings
 ) -> None:
     write(ledger, "a")
-    raw.hset(record_key(settings.ledger_prefix, REF), "i:dead", "5 6 w")
+    raw.hset(record_key(settings.ledger_prefix, REF), "i:dead", "w 5 6")
 
     opened(ledger, "b")
 
@@ -276,19 +333,26 @@ def test_writes_that_take_turns_wait_for_an_open_intent_until_its_lease_is_over(
     busy = ledger.begin(REF, "b")
     assert isinstance(busy, Busy)
     assert 0 < busy.lease_seconds_left <= 1
-    assert isinstance(ledger.begin(REF, "a"), Opened), "its own redelivery does not wait for itself"
-
-    again = opened(ledger, "a")
-    commit(ledger, "a", again.ticket)
+    commit(ledger, "a", first.ticket)
     assert isinstance(ledger.begin(REF, "b"), Opened)
-    assert again.ticket > first.ticket
+
+
+def test_a_writes_own_redelivery_does_not_wait_for_it_but_others_wait_for_each_attempt(
+    settings: Settings, closing: Callable[[Any], Any]
+) -> None:
+    ledger = closing(Ledger(settings.replace(on_overlap="serialize", overlap_lease_seconds=100)))
+    first, again = opened(ledger, "a"), opened(ledger, "a")
+    commit(ledger, "a", again.ticket)
+    assert isinstance(ledger.begin(REF, "b"), Busy), "the first attempt may be slow rather than dead"
+    commit(ledger, "a", first.ticket)
+    assert isinstance(ledger.begin(REF, "b"), Opened)
 
 
 def test_a_dead_writers_lease_ends(settings: Settings, closing: Callable[[Any], Any], raw: redis.Redis) -> None:
     ledger = closing(Ledger(settings.replace(on_overlap="serialize", overlap_lease_seconds=100)))
     opened(ledger, "dead")
     long_ago = ledger.lookup(REF).intents[0].last - 101 * 1_000_000
-    raw.hset(record_key(settings.ledger_prefix, REF), "i:dead", f"{long_ago} {long_ago} w")
+    raw.hset(record_key(settings.ledger_prefix, REF), "i:dead", f"w {long_ago}")
 
     assert isinstance(ledger.begin(REF, "b"), Opened)
 
@@ -299,7 +363,7 @@ def test_a_dead_writers_lease_ends(settings: Settings, closing: Callable[[Any], 
         lambda ledger: ledger.begin(REF, "x"),
         lambda ledger: commit(ledger, "x", 1),
         lambda ledger: ledger.abort(REF, "x", 1),
-        lambda ledger: ledger.observe(REF, Intent("x", 1, 1), 1, Landed()),
+        lambda ledger: ledger.observe(REF, Intent("x", (1,)), 1, Landed()),
         lambda ledger: ledger.adopt(REF, Record(), Landed()),
     ],
 )

@@ -24,9 +24,9 @@ SERVES_B = Served("EB", marker=Marker("b", 9), last_modified=DATE)
 REPLACED = Served("E0", marker=Marker("old", 2), last_modified=DATE - 50)
 UNMARKED_OLD = Served("X", last_modified=DATE + 1)
 UNMARKED_NEW = Served("X", last_modified=DATE + 2)
-INTENT = Intent("i", first=13, last=15)
+INTENT = Intent("i", (13, 14, 15))
 SERVES_INTENT = Served("EI", marker=Marker("i", 14), last_modified=DATE)
-DELETING = Intent("d", first=13, last=13, deletes=True)
+DELETING = Intent("d", (13,), deletes=True)
 
 DEFAULT, REJECT, STRONG = Rules(), Rules(reject_outside_writes=True), Rules(strong_store=True)
 
@@ -188,10 +188,33 @@ def test_a_404_at_the_origin_while_a_delete_is_under_way_is_that_delete() -> Non
     assert judge(record, None, PLAIN, False, Rules(), from_origin=True) == Judgement(Verdict.UNFINISHED, intent=DELETING)
 
 
-def test_a_delete_that_was_replaced_explains_no_404() -> None:
+def test_an_unfinished_delete_explains_a_404_even_after_a_later_write() -> None:
     late = Current(write_id="b", begun=30, committed=31, etag="EB", date=DATE)
 
-    assert verdict(Record(31, (DELETING,), (late,)), None) is Verdict.NOT_YET_VISIBLE
+    assert verdict(Record(31, (DELETING,), (late,)), None) is Verdict.UNFINISHED
+
+
+SEEN_DELETE = Current(write_id="d", begun=13, committed=16, deleted=True)
+BEING_DELETED = Record(16, (DELETING,), (A, SEEN_DELETE))
+
+
+@pytest.mark.parametrize(("from_origin", "expected"), [(True, Verdict.FRESH), (False, Verdict.ASK_ORIGIN)])
+def test_what_a_delete_under_way_was_seen_to_delete_is_served_only_if_the_origin_still_has_it(
+    from_origin: bool, expected: Verdict
+) -> None:
+    assert verdict(BEING_DELETED, SERVES_A, from_origin=from_origin) is expected
+
+
+def test_a_delete_under_way_that_readers_have_seen_is_deleted_and_supersedes_what_it_deletes() -> None:
+    assert verdict(BEING_DELETED, None) is Verdict.DELETED
+    assert verdict(BEING_DELETED, None, REF_A) is Verdict.SUPERSEDED
+
+
+def test_a_write_of_unknown_date_does_not_hide_an_outside_write() -> None:
+    unknown = Current(write_id="s", begun=8, committed=12)
+
+    assert verdict(Record(12, (), (A, unknown)), UNMARKED_NEW) is Verdict.OUTSIDE
+    assert verdict(Record(12, (), (unknown,)), UNMARKED_NEW) is Verdict.STALE
 
 
 @pytest.mark.parametrize(("age_seconds", "expected"), [(-1, Verdict.STALE), (0, Verdict.UNFINISHED), (1, Verdict.UNFINISHED)])
@@ -205,7 +228,7 @@ def test_a_replaced_intents_object_counts_only_if_it_is_not_older_than_what_repl
 
 
 def test_an_attempt_that_is_over_is_not_the_open_intents() -> None:
-    first_attempt_committed = Intent("i", first=15, last=20)
+    first_attempt_committed = Intent("i", (13, 15))
 
     assert verdict(with_intent(KNOWS_A, first_attempt_committed), SERVES_INTENT) is Verdict.STALE
 

@@ -14,7 +14,7 @@ _E = Current(write_id="e", begun=10, committed=11, etag="E", date=_DATE)
 _F = Current(write_id="f", begun=9, committed=12, etag="F", date=_DATE)
 _TOMBSTONE = Current(write_id="d", begun=20, committed=21, date=_DATE, deleted=True)
 _C = ObjectRef("b", "k", etag="C", seq=5)
-_INTENT = Intent("i", 13, 13)
+_INTENT = Intent("i", (13,))
 _DEFAULT, _REJECT, _STRONG = Rules(), Rules(reject_outside_writes=True), Rules(strong_store=True)
 
 NOTHING = Record()
