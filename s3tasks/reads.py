@@ -134,7 +134,8 @@ class Reader:
             answer.close()
             self._record(query, record, origin, judgement)
             return None
-        if judgement.verdict is Verdict.FRESH and not _same_write(answer.served, judgement.current):
+        good = judgement.verdict in (Verdict.FRESH, Verdict.UNKNOWN)
+        if good and not _same_object(answer.served, origin.served, judgement.current):
             return replace(judgement, verdict=Verdict.NOT_YET_VISIBLE if answer.served is None else Verdict.STALE)
         return judgement
 
@@ -204,8 +205,13 @@ class Reader:
         return refusals.get(verdict, StaleRead)(bucket, key, wanted, found)
 
 
-def _same_write(served: Served | None, current: Current | None) -> bool:
-    return served is not None and current is not None and serves(served, current)
+def _same_object(served: Served | None, at_origin: Served | None, current: Current | None) -> bool:
+    """Whether the answer in hand is of the object that the origin's was found good for."""
+    if served is None or at_origin is None:
+        return False
+    if current is not None and serves(served, current):
+        return True
+    return (served.etag, served.marker) == (at_origin.etag, at_origin.marker)
 
 
 def _landed(served: Served | None, date: int) -> Landed:

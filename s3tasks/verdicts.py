@@ -164,8 +164,9 @@ class _Case:
         intent = _intent_of(self.record, served)
         if intent is not None:
             return self.unfinished_write(served, intent)
-        if any(serves(served, current) for current in self.record.currents):
-            return self.rival(served)
+        for current in self.record.currents:
+            if serves(served, current):
+                return self.rival(served, current)
         return Judgement(Verdict.OUTSIDE) if self.mismatch_proves_record_wrong else self.older_object()
 
     def unfinished_write(self, served: Served, intent: Intent) -> Judgement:
@@ -177,11 +178,13 @@ class _Case:
             return Judgement(Verdict.UNFINISHED, intent=intent)
         return self.older_object()
 
-    def rival(self, served: Served) -> Judgement:
+    def rival(self, served: Served, other: Current) -> Judgement:
         """The reader asks for one of several overlapping writes, and another of them is served: has that one won?"""
         if not self.from_origin:
             return Judgement(Verdict.ASK_ORIGIN)
-        won = self.rules.strong_store or _proven_newer(served, self.candidates)
+        # A write without a date was found replaced when its task came again: by the later one that is served.
+        found_replaced = all(not asked.date and asked.begun < other.begun for asked in self.candidates)
+        won = self.rules.strong_store or found_replaced or _proven_newer(served, self.candidates)
         return Judgement(Verdict.SUPERSEDED if won else Verdict.STALE)
 
     def outside_write(self, served: Served) -> Judgement:

@@ -57,10 +57,11 @@ def delete(ledger: Ledger, store: Store, ref: ObjectRef, write_id: str, conditio
         taken = store.delete(ref, condition)
     except WriteConflict:
         # An earlier attempt may have deleted the very object that the condition names.
-        if begun.sole or store.head(ref, Endpoint.WRITE).served is not None:
+        answer = None if begun.sole else store.head(ref, Endpoint.WRITE)
+        if answer is None or answer.served is not None:
             _abort(ledger, ref, write_id, begun)
             raise
-        taken = Landed(deleted=True)
+        taken = Landed(deleted=True, date=answer.date)
     except StoreError:
         _abort(ledger, ref, write_id, begun)
         raise

@@ -14,7 +14,10 @@ local intent = record.intents[id]
 if not intent then return '' end
 local first = intent.tickets[1]
 if intent.does == 'd' then
-  local text = insert(record, id, first, rest)
+  -- A 404 has no date of its own, and the time of the answer would hide what somebody else has written since.
+  local newest = 0
+  for _, current in pairs(record.currents) do newest = math.max(newest, current.date) end
+  local text = insert(record, id, first, whole(newest) .. string.match(rest, '^%d+(.*)$'))
   save(record, ARGV[4])
   return text
 end

@@ -19,8 +19,11 @@ from urllib.parse import quote
 import pytest
 import redis
 from celery import Celery, chain, chord, group
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from s3tasks import ConsistentS3, LedgerUnavailable, NoSuchKey, ObjectDeleted, ObjectRef, S3Tasks, Settings
+from s3tasks.evidence import Record
 from s3tasks.ledger import Ledger, Opened
 from s3tasks.refs import finished_key, record_key
 from s3tasks.sandbox import RedisServer, Sandbox
@@ -122,6 +125,17 @@ def test_a_cluster_gives_one_order_to_the_writes_of_many_keys_at_once(
         assert ledger.lookup(ref).intents == ()
 
 
+def test_a_cluster_is_found_though_the_first_host_of_the_url_is_down(nodes: list[Server], closing: Callable[[Any], Any]) -> None:
+    nodes[0].kill()
+    hosts = ",".join(f"{ADDRESS}:{node.port}" for node in nodes)
+    ledger = closing(Ledger(Settings(ledger_url=f"redis+cluster://{hosts}", ledger_timeout_seconds=1.0)))
+    answered = 0
+    for number in range(30):
+        with contextlib.suppress(LedgerUnavailable):
+            answered += ledger.lookup(ObjectRef("bucket", str(number))) == Record()
+    assert answered > 10
+
+
 # --- Sentinel ---
 
 
@@ -156,6 +170,29 @@ def test_a_service_that_the_sentinels_do_not_know_is_an_unavailable_ledger(place
 
     with pytest.raises(LedgerUnavailable, match="other"):
         ledger.lookup(ObjectRef("bucket", "key"))
+
+
+@pytest.mark.parametrize(
+    ("hosts", "expected"),
+    [
+        ("one:1,two", [("one", 1), ("two", 26379)]),
+        ("[::1]:5000,[::2]:6000", [("::1", 5000), ("::2", 6000)]),
+        ("[::1]", [("::1", 26379)]),
+    ],
+)
+def test_a_url_of_sentinels_names_them_all_and_keeps_its_options(
+    hosts: str, expected: list[tuple[str, int]], closing: Callable[[Any], Any]
+) -> None:
+    secret = quote(PASSWORD, safe="")
+    url = f"rediss+sentinel://me:{secret}@{hosts}/service/2?ssl_ca_certs=/ca.pem&socket_timeout=1.5"
+    pool = closing(Ledger(Settings(ledger_url=url)))._redis.connection_pool
+    said, sentinels = pool.connection_kwargs, pool.sentinel_manager.sentinels
+
+    asked = [sentinel.connection_pool.connection_kwargs for sentinel in sentinels]
+    assert [(sentinel["host"], sentinel["port"]) for sentinel in asked] == expected
+    assert (said["username"], said["password"], said["db"]) == ("me", PASSWORD, 2)
+    assert (said["ssl_ca_certs"], said["socket_timeout"]) == ("/ca.pem", 1.5)
+    assert pool.service_name == "service"
 
 
 # --- TLS ---
@@ -264,7 +301,7 @@ def test_what_a_user_has_no_need_of_is_denied(guarded: RedisServer, user: str, c
     with pytest.raises(redis.exceptions.ResponseError, match=r"(?i)can't access|permission|ACL"):
         client.eval("return redis.call('GET', KEYS[1])", 1, "other")
     with pytest.raises(redis.exceptions.AuthenticationError):
-        redis.Redis(port=guarded.port).ping()
+        closing(redis.Redis(port=guarded.port, retry=Retry(NoBackoff(), 0))).ping()
 
 
 def test_a_real_worker_and_a_real_producer_need_no_more_rights_than_the_file_gives(

@@ -16,7 +16,7 @@ from tests.faults.schedules.protocols import MUTANTS, Order2014, Package, Runnab
 from tests.faults.schedules.scheduler import draw, play
 from tests.faults.schedules.wire import Wire
 
-SCHEDULES_PER_FAMILY = 1000
+SCHEDULES_PER_FAMILY = 400
 
 # Each is caught about five times as soon as this, or sooner.
 CAUGHT_WITHIN = [
@@ -54,7 +54,7 @@ def wire(socket_path: str) -> Iterator[Wire]:
     made.close()
 
 
-def on(wire: Wire, socket_path: str, family: Family, protocol: type[Package] | type[Order2014] = Package) -> Runnable:
+def on(wire: Wire, socket_path: str, family: Family, protocol: type[Package | Order2014] = Package) -> Runnable:
     return protocol(family.settings_for(f"unix://{socket_path}"), wire)
 
 
@@ -90,8 +90,8 @@ def test_every_mutant_is_hunted() -> None:
 
 
 @pytest.mark.parametrize(("name", "guarantee", "seeds"), [
-    ("one by one", READABLE, 50), ("overlapping", READABLE, 100), ("one by one", ONCE, 20), ("redelivered early", EXACT, 400),
-    ("one by one", REPLACED, 1500),
+    ("one by one", READABLE, 50), ("overlapping", READABLE, 100), ("one by one", ONCE, 20),
+    ("redelivered early, deletes", EXACT, 400), ("one by one", REPLACED, 1500),
 ])  # fmt: skip
 def test_the_order_of_2014_fails_on_the_same_schedules(
     name: str, guarantee: str, seeds: int, wire: Wire, socket_path: str
@@ -157,7 +157,7 @@ def test_schedules_reach_every_call_and_every_fault(wire: Wire, socket_path: str
     steps = set()
     for family in FAMILIES.values():
         protocol = on(wire, socket_path, family)
-        for seed in range(100):
+        for seed in range(40):
             steps |= {(step.action, step.fault) for step in draw(family, protocol, wire, seed).schedule.steps}
 
     assert {action for action, _ in steps} == {plan.GO, plan.OUTSIDE_PUT, plan.OUTSIDE_DELETE, plan.LAND, plan.FLUSH}

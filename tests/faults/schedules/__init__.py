@@ -13,5 +13,9 @@ It never starts a worker or a server of S3, and never judges a history with the 
     history     what happened, as the checker sees it
     checker     the guarantees, written from DESIGN.md
     shrink      the shortest schedule that still fails
+    telling     a schedule in words
+    found       the shortest schedules of faults that seeds have found
+    hunts       how soon a broken protocol is found out
     campaign    many seeds over several processes
+    python -m tests.faults.schedules --runs 1000000 --processes 2
 """

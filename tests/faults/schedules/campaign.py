@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,14 +63,6 @@ def redis_socket() -> Iterator[str]:
             yield path
 
 
-@contextmanager
-def bench(family: Family, protocol: type[Package] = Package) -> Iterator[tuple[Runnable, Wire]]:
-    """A protocol on a Redis of its own, for a test or a single seed."""
-    with redis_socket() as path:
-        wire = Wire(path)
-        yield protocol(family.settings_for(f"unix://{path}"), wire), wire
-
-
 def run_family(family: Family, protocol: Runnable, wire: Wire, seeds: range) -> Tally:
     """All seeds of the range, judged and counted."""
     tally, begun = Tally(), time.perf_counter()
@@ -113,8 +106,8 @@ def campaign(runs: int, first_seed: int, processes: int, names: list[str]) -> di
     parts = [(names, first_seed + number * share, share) for number in range(processes)]
     totals = {name: Tally() for name in names}
     # Spawned, not forked: nothing of this process is shared with them.
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        for part in pool.imap_unordered(_part, parts):
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        for part in pool.map(_part, parts):
             for name, tally in part.items():
                 totals[name].add(tally)
     return totals

@@ -2,8 +2,9 @@
 
 It never looks into the ledger and never uses the package's code: what may be served follows from who overlapped whom alone.
 
-A write begins when its first delivery is known to the ledger, and has ended when one of its deliveries has returned and none of
-its requests reaches S3 after that; until then (a crash: until a redelivery returns) it is going on, and overlaps what comes.
+A write begins when its first delivery is known to the ledger. It has ended when one of its deliveries has returned, none of its
+requests reaches S3 after that, and no other delivery that has asked S3 is still to report; until then (a crash: until a redelivery
+returns) it is going on, and overlaps what comes.
 """
 
 from __future__ import annotations
@@ -59,13 +60,16 @@ def writes_of(history: History) -> list[Write]:
 
 def _write(name: str, attempts: list[Attempt], history: History) -> Write:
     arrivals = [held.step for held in history.held if held.write == name]
-    last_arrival = max(arrivals, default=BEFORE)
+    reports = [attempt.finished for attempt in attempts if attempt.asked and attempt.finished is not None]
     returns = [attempt.ended for attempt in attempts if attempt.outcome == DONE and attempt.ended is not None]
-    ended = min((step for step in returns if step >= last_arrival), default=NEVER)
+    last_news = max([*arrivals, *reports], default=BEFORE)
+    ended = min((step for step in [*returns, *reports] if step >= last_news), default=NEVER) if returns else NEVER
     refused = not arrivals and all(attempt.outcome in DEFINITE for attempt in attempts)
     if refused:
         ended = max(attempt.ended or BEFORE for attempt in attempts)
-    began = min(attempt.began for attempt in attempts if attempt.began is not None)
+    # A try that S3 has refused is over for good: a later one begins the write anew.
+    tries = [attempt for attempt in attempts if attempt.outcome not in DEFINITE] or attempts
+    began = min(attempt.began for attempt in tries if attempt.began is not None)
     return Write(name, attempts[0].body, began, ended, refused)
 
 
@@ -89,7 +93,7 @@ def _replacer(write: Write, read: Read, writes: list[Write]) -> Write | None:
 
 def _replaced_versions(history: History, writes: list[Write]) -> Iterator[str]:
     for read in history.reads:
-        if read.error:
+        if read.error or read.pinned:
             continue
         sources = _sources(read, writes)
         if not sources:
@@ -112,7 +116,7 @@ def _inversions(history: History, writes: list[Write]) -> Iterator[str]:
 
 
 def _turns_not_taken(history: History, writes: list[Write]) -> Iterator[str]:
-    ours = [write for write in writes if write.ours]
+    ours = [write for write in writes if write.ours and not write.refused]
     for first in ours:
         settled = _settled(first, history)
         for second in ours:
@@ -186,9 +190,13 @@ def _shown(body: bytes | None) -> str:
     return "nothing" if body is None else body.decode()
 
 
-REPLACED, ORDER, TURNS, READABLE, REF_READABLE, ONCE, EXACT = (
-    "1 no replaced version", "2 order of reads", "2 serialize", "3 key readable", "3 ref readable", "4 no second write", "5 exact ref",
-)
+REPLACED = "1 no replaced version"
+ORDER = "2 order of reads"
+TURNS = "2 taking turns"
+READABLE = "3 key readable"
+REF_READABLE = "3 ref readable"
+ONCE = "4 no second write"
+EXACT = "5 exact ref"
 
 CHECKS: dict[str, Callable[[History, list[Write]], Iterator[str]]] = {
     REPLACED: _replaced_versions,

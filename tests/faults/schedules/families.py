@@ -40,6 +40,9 @@ class Family:
     outside_deletes: float = 0.0
     flushes: float = 0.0
     same_bodies: float = 0.1
+    deletes: float = 0.25
+    late_deletes: bool = False
+    versioned: bool = False
 
     @property
     def reads_are_late(self) -> bool:
@@ -49,6 +52,7 @@ class Family:
         return Settings(ledger_url=ledger_url, ledger_prefix=LEDGER_PREFIX, **self.settings)  # type: ignore[arg-type]
 
 
+_TURNS = {**_TWO_ENDPOINTS, "on_overlap": "serialize"}
 _LATE = (("late", 0.08), ("lost", 0.03), ("failed", 0.02))
 
 FAMILIES: dict[str, Family] = {
@@ -58,16 +62,22 @@ FAMILIES: dict[str, Family] = {
         Family("one by one, one second", _ALL, one_by_one=True, own_seconds=False),
         Family("overlapping", _ALL),
         Family("overlapping, one second", _SOUND, own_seconds=False, ticks=0.05),
-        Family("redelivered early", _ALL, redelivered_early=0.5, crash=0.05),
         Family("eventual origin", _ALL, settings=dict(_ONE_ENDPOINT), origin_is_late=True),
-        Family("strong store", _ALL, settings={**_ONE_ENDPOINT, "store_consistency": "strong"}),
+        Family("strong store", _ALL, settings={**_ONE_ENDPOINT, "store_consistency": "strong"}, own_seconds=False),
         Family("escalating reads", _ALL, settings={**_TWO_ENDPOINTS, "on_stale": "origin"}),
-        Family("taking turns", _ALL | {TURNS}, settings={**_TWO_ENDPOINTS, "on_overlap": "serialize"}),
+        Family("versioned bucket", _ALL, versioned=True, same_bodies=0.5),
+        Family("taking turns", _ALL | {TURNS}, settings=dict(_TURNS)),
+        Family("taking turns, redelivered early", _SOUND, settings=dict(_TURNS), redelivered_early=0.5),
         Family("outside writers", _ALL, outside=0.06),
+        Family("outside writers, eventual origin", _ALL, settings=dict(_ONE_ENDPOINT), origin_is_late=True, outside=0.06),
         Family("outside writers, one second", _SOUND, outside=0.06, own_seconds=False, ticks=0.05),
-        Family("rejecting outside writers", _ALL, settings={**_TWO_ENDPOINTS, "outside_writes": "reject"}),
-        Family("late requests", _ALL, faults=_LATE, redelivered_early=0.2),
         Family("outside deletes", _SOUND, outside=0.03, outside_deletes=0.06),
+        Family("rejecting outside writers", _ALL, settings={**_TWO_ENDPOINTS, "outside_writes": "reject"}),
+        Family("redelivered early", _ALL, redelivered_early=0.5, crash=0.05, deletes=0.0),
+        Family("redelivered early, deletes", _SOUND, redelivered_early=0.5, crash=0.05),
+        Family("late puts", _ALL, faults=_LATE, redelivered_early=0.2, deletes=0.1),
+        Family("late puts, one second", _SOUND, faults=_LATE, redelivered_early=0.2, deletes=0.1, own_seconds=False),
+        Family("late deletes", _SOUND, faults=_LATE, redelivered_early=0.2, late_deletes=True),
         Family("ledger flushed", frozenset({EXACT}), flushes=0.05),
     )
 }

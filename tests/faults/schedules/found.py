@@ -5,7 +5,7 @@ It never holds a schedule that broke no promise when it was found.
 
 from __future__ import annotations
 
-from tests.faults.schedules.plan import DELETE, GO, LATE, PUT, READ, REFUSED, Operation, Schedule, Step
+from tests.faults.schedules.plan import DELETE, EXACT, FLUSH, GO, LATE, OUTSIDE_PUT, PUT, READ, REFUSED, Operation, Schedule, Step
 
 
 def _put(number: int) -> Operation:
@@ -46,8 +46,8 @@ FOUND: dict[str, Schedule] = {
     ),
     "a stale 404 is taken for the work of a delete that S3 then refuses": _schedule(
         "eventual origin",
-        (_put(1), _delete(2), _READ),
-        (*_steps(0, 0, 0, 1, 2), _stale(2), *_steps(2), Step(GO, 1, REFUSED, seconds=2), *_steps(1)),
+        (_put(1), _delete(2), _READ, _READ),
+        (*_steps(0, 0, 0, 1, 2), _stale(2), *_steps(2), Step(GO, 1, REFUSED, seconds=2), *_steps(1, 3), _stale(3)),
     ),
     "an older attempt commits after a newer one of the same write": _schedule(
         "redelivered early", (_delete(1), _put(2), _delete(1), _put(2)), _steps(0, 0, 1, 2, 2, 2, 0, 3, 3, 3)
@@ -56,11 +56,21 @@ FOUND: dict[str, Schedule] = {
         "redelivered early", (_put(1), _put(1), _put(2), _READ), (*_steps(0, 0, 1, 1, 0, 2, 2, 2, 1, 3), _stale(3))
     ),
     "a request lands after its write was done again and replaced": _schedule(
-        "late requests",
+        "late puts",
         (_put(1), _put(1), _put(2)),
         (*_steps(0), Step(GO, 0, LATE, seconds=2), *_steps(1, 1, 1, 1, 2, 2, 2)),
     ),
     "a slow delivery writes after its redelivery was replaced, and crashes": _schedule(
         "redelivered early", (_put(1), _put(1), _put(2)), _steps(0, 1, 1, 1, 1, 2, 2, 2, 0)
+    ),
+    "a stale 404 makes a delete look newer than somebody's write that it has not seen": _schedule(
+        "outside writers, eventual origin",
+        (_put(1), _delete(2), _READ),
+        (*_steps(0, 0, 0, 1), Step(OUTSIDE_PUT, seconds=2), *_steps(2), Step(GO, 2, behind=2, seconds=2), *_steps(2)),
+    ),
+    "the origin holds what the ref names, the replica what a crashed write left, the ledger nothing": _schedule(
+        "ledger flushed",
+        (_put(1), _put(2), Operation(EXACT, "w1"), _put(1)),
+        (*_steps(0, 0, 0), Step(FLUSH), *_steps(1, 1, 2, 3, 2, 3, 2)),
     ),
 }

@@ -29,7 +29,11 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Read:
-    """One attempt at a read. `body` None: there is nothing, says the read; `error`: it says neither. `exact`: the write asked for."""
+    """One attempt at a read.
+
+    `body` None: it says that there is nothing; `error`: it says neither. `exact`: the write asked for; `pinned` where it was asked
+    for by a version of the bucket, which stays.
+    """
 
     number: int
     started: int
@@ -37,6 +41,7 @@ class Read:
     body: bytes | None
     error: str
     exact: str = ""
+    pinned: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,11 @@ class Held:
 
 @dataclass(frozen=True)
 class History:
-    """All of it. `helped`: when readers recorded whose unfinished write. `last_reads`: after everything has ended and all endpoints agree, first of the key, then of every ref returned."""
+    """All of it.
+
+    `helped`: when readers recorded whose unfinished write. `last_reads`: after everything has ended and all endpoints agree, first
+    of the key, then of every ref returned. `last_write`: whose object S3 holds then.
+    """
 
     attempts: tuple[Attempt, ...]
     reads: tuple[Read, ...]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from s3tasks.errors import StoreError, StoreUnavailable, WriteConflict
 from s3tasks.evidence import Landed, Served
@@ -18,18 +18,18 @@ from tests.faults.schedules.plan import FAILED, LATE, LOST, REFUSED
 NOT_THERE = -1
 FIRST_SECOND = 1_000_000
 
-_ANSWERS_ARE_DATED = "date" in {field.name for field in fields(Answer)}
 
 
 @dataclass(frozen=True)
 class Version:
-    """What a key held from one step on. `body` None: nothing; `write`: whose it is, "" for somebody else's."""
+    """What a key held from one step on. `body` None: nothing; `write`: whose it is, "" for somebody else's; `number`: its place."""
 
     step: int
     body: bytes | None
     write: str
     marker: Marker | None
     second: int
+    number: int = 0
 
     @property
     def etag(self) -> str:
@@ -55,10 +55,14 @@ class ModelS3(Store):
     """One key behind the interface of `s3tasks.store.Store`.
 
     `origin_is_late`: the write endpoint serves old versions too (an eventual store behind one endpoint). `if_match_ignored`: as
-    STORES.md has it of two servers. The scheduler sets `step`, `fault`, `behind` and `second` before each call.
+    STORES.md has it of two servers. `versioned`: the bucket keeps versions, and an unknown one is a 404. `late_deletes`: deletes
+    too may arrive late. The scheduler sets `step`, `fault`, `behind` and `second` before each call.
     """
 
-    def __init__(self, *, reads_are_late: bool, origin_is_late: bool, if_match_ignored: bool) -> None:
+    def __init__(
+        self, *, reads_are_late: bool, origin_is_late: bool, if_match_ignored: bool, versioned: bool, late_deletes: bool
+    ) -> None:
+        self._versioned, self._late_deletes = versioned, late_deletes
         self._reads_are_late, self._origin_is_late, self._if_match_ignored = reads_are_late, origin_is_late, if_match_ignored
         self.history = [Version(NOT_THERE, None, "", None, FIRST_SECOND)]
         self.on_their_way: list[Callable[[], Version]] = []
@@ -71,7 +75,7 @@ class ModelS3(Store):
 
     def happen(self, body: bytes | None, write: str = "", marker: Marker | None = None) -> Version:
         """The key takes a new version, whoever asked for it."""
-        version = Version(self.step, body, write, marker, self.second)
+        version = Version(self.step, body, write, marker, self.second, len(self.history))
         self.history.append(version)
         return version
 
@@ -84,9 +88,13 @@ class ModelS3(Store):
         if condition.if_none_match and self.newest.body is not None and self.fault not in (FAILED, LATE):
             raise WriteConflict(ref.bucket, ref.key, str(condition))
         self._carry_out(ref, "PutObject", lambda: self.happen(content.body, marker.write_id, marker))
-        return Landed(etag=etag_of(content.body), size=len(content.body), date=self.second)
+        etag, size = etag_of(content.body), len(content.body)
+        return Landed(etag=etag, version_id=self._id_of(self.newest), size=size, date=self.second)
 
     def delete(self, ref: ObjectRef, condition: Condition) -> Landed:
+        _refuse(condition)
+        if self.fault == LATE and not self._late_deletes:
+            self.fault = LOST
         write = self.asked_by
         self._carry_out(ref, "DeleteObject", lambda: self.happen(None, write))
         return Landed(date=self.second, deleted=True)
@@ -110,29 +118,39 @@ class ModelS3(Store):
         byte_range: tuple[int, int | None] | None = None,
         version_id: str | None = None,
     ) -> Answer:
-        version = self._seen(ref, endpoint)
+        _refuse(byte_range)
+        version = self._seen(ref, endpoint, version_id)
         if version.body is None:
-            return self._nothing()
+            return Answer(None, date=self.second)
         if if_match is not None and if_match != version.etag and not self._if_match_ignored:
-            return Answer(None, condition_failed=True)
+            return Answer(None, condition_failed=True, date=self.second)
         body = version.body
-        return Answer(self._served(version, endpoint), length=len(body), _ref=ref, _body=_Body(body))
+        return Answer(self._served(version, endpoint), length=len(body), date=self.second, _ref=ref, _body=_Body(body))
 
     def head(self, ref: ObjectRef, endpoint: Endpoint, *, version_id: str | None = None) -> Answer:
-        version = self._seen(ref, endpoint)
-        return self._nothing() if version.body is None else Answer(self._served(version, endpoint))
+        version = self._seen(ref, endpoint, version_id)
+        return Answer(None if version.body is None else self._served(version, endpoint), date=self.second)
 
-    def _nothing(self) -> Answer:
-        return Answer(None, **({"date": self.second} if _ANSWERS_ARE_DATED else {}))
+    def _id_of(self, version: Version) -> str | None:
+        return f"version-{version.number}" if self._versioned else None
 
-    def _seen(self, ref: ObjectRef, endpoint: Endpoint) -> Version:
+    def _seen(self, ref: ObjectRef, endpoint: Endpoint, version_id: str | None) -> Version:
         if self.fault in (FAILED, LOST):
             raise StoreUnavailable("GetObject", ref.bucket, ref.key, "no answer")
         late = self._origin_is_late if endpoint is Endpoint.WRITE else self._reads_are_late
-        return self.history[max(0, len(self.history) - 1 - (self.behind if late else 0))]
+        seen = self.history[: max(0, len(self.history) - 1 - (self.behind if late else 0)) + 1]
+        if version_id is None:
+            return seen[-1]
+        return next((version for version in seen if self._id_of(version) == version_id), self.history[0])
 
     def _served(self, version: Version, endpoint: Endpoint) -> Served:
         # A replica may stamp the time of replication, which can be any time until now.
         replicated = endpoint is Endpoint.READ and self._reads_are_late and not self._origin_is_late
         modified = self.second if replicated else version.second
-        return Served(version.etag, size=len(version.body or b""), last_modified=modified, marker=version.marker)
+        size = len(version.body or b"")
+        return Served(version.etag, self._id_of(version), size, last_modified=modified, marker=version.marker)
+
+
+def _refuse(*wishes: object) -> None:
+    if any(wishes):
+        raise NotImplementedError(f"no schedule asks for {wishes}")

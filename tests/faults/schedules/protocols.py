@@ -40,7 +40,7 @@ class Package:
     def __init__(self, settings: Settings, wire: Wire) -> None:
         self.settings = settings
         self.ledger = self.ledger_class(settings)
-        self.ledger._redis = cast(Any, AlteredWire(wire, self.altered) if self.altered else wire)
+        self.ledger._redis = cast("Any", AlteredWire(wire, self.altered) if self.altered else wire)
 
     def write(self, tape: Tape, store: Store, ref: ObjectRef, operation: Operation) -> ObjectRef:
         ledger, taped = TapedLedger(self.ledger, tape), TapedStore(store, tape)
@@ -80,7 +80,7 @@ class AlteredWire:
 class NoIntent(Package):
     """A write asks S3 first and only then says so: its ticket is handed out and forgotten."""
 
-    altered = (("begin", "set_intent(record, id, intent)\nsave", "save"),)
+    altered = (("begin", "keep_attempts(record, id, attempts)\n", ""),)
 
 
 class CommitFirst(Package):
@@ -94,7 +94,7 @@ class CommitFirst(Package):
         if isinstance(begun, Finished):
             current = begun.current
             return ObjectRef(ref.bucket, ref.key, current.etag, seq=current.committed, deleted=current.deleted)
-        date = cast(Any, store).second
+        date = cast("Any", store).second
         deletes = operation.kind == DELETE
         landed = Landed(deleted=True, date=date) if deletes else Landed(etag=etag_of(operation.body), date=date)
         current = ledger.commit(ref, operation.write, begun.ticket, landed, landed_ticket=begun.ticket)
@@ -106,12 +106,12 @@ class CommitFirst(Package):
 
 
 class _DeafToObserve(Ledger):
-    def observe(self, ref: ObjectRef, intent: Intent, ticket: int, landed: Landed) -> Current | None:
+    def observe(self, ref: ObjectRef, intent: Intent, ticket: int, landed: Landed) -> Current | None:  # noqa: ARG002 - deaf
         return None
 
 
 class _ForgetfulOfObserve(Ledger):
-    def observe(self, ref: ObjectRef, intent: Intent, ticket: int, landed: Landed) -> Current | None:
+    def observe(self, ref: ObjectRef, intent: Intent, ticket: int, landed: Landed) -> Current | None:  # noqa: ARG002 - deaf
         facts = {name: getattr(landed, name) for name in ("etag", "date", "deleted")}
         return Current(write_id=intent.write_id, begun=ticket, committed=ticket, **facts)
 
@@ -166,7 +166,7 @@ class FinishedForgotten(Package):
 class ReplacedIgnored(Package):
     """A redelivered write that has been replaced is done again."""
 
-    altered = (("begin", "if intent and replaced(record, intent.last) then", "if false then"),)
+    altered = (("begin", "if intent and replaced(record, last(intent)) then", "if false then"),)
 
 
 class OverlapIgnored(Package):

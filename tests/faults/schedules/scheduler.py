@@ -47,7 +47,7 @@ class _Drawing:
 
     def __init__(self, family: Family, protocol: Runnable, wire: Wire, seed: int) -> None:
         self._family = family
-        self._random = random.Random(f"{family.name} {seed}")  # noqa: S311 - repeatable is what is wanted
+        self._random = random.Random(f"{family.name} {seed}")
         chance = self._random.random
         head = Schedule(family.name, seed, chance() < 0.3, chance() < family.outside * 5, self._operations())
         self._world = World(family, protocol, wire, head)
@@ -68,7 +68,7 @@ class _Drawing:
 
     def _write(self, number: int) -> Operation:
         chance = self._random.random
-        if chance() < 0.25:
+        if chance() < self._family.deletes:
             return Operation(plan.DELETE, f"w{number}")
         body = b"body 1" if chance() < self._family.same_bodies else b"body %d" % number
         return Operation(plan.PUT, f"w{number}", body, only_if_absent=chance() < 0.08)

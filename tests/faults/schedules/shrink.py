@@ -29,21 +29,29 @@ def shortest(schedule: Schedule, fails: Callable[[Schedule], bool]) -> Schedule:
 
 
 def _candidates(schedule: Schedule) -> Iterator[Schedule]:
-    steps = schedule.steps
-    for number in range(len(schedule.operations)):
-        kept = tuple(step for step in steps if step.action != plan.GO or step.operation != number)
-        if len(kept) < len(steps):
-            yield replace(schedule, steps=kept)
-    for size in (8, 4, 2, 1):
-        for start in range(len(steps) - size, -1, -1):
-            yield replace(schedule, steps=steps[:start] + steps[start + size :])
+    """Every simpler schedule worth a trial, the boldest first."""
+    for steps in _fewer(schedule):
+        yield replace(schedule, steps=steps)
     if schedule.exists:
         yield replace(schedule, exists=False)
     if schedule.outside_last:
         yield replace(schedule, outside_last=False)
+    steps = schedule.steps
     for position, step in enumerate(steps):
         for simpler in _simpler(step):
             yield replace(schedule, steps=(*steps[:position], simpler, *steps[position + 1 :]))
+
+
+def _fewer(schedule: Schedule) -> Iterator[tuple[Step, ...]]:
+    """The steps without one of the operations, then without a few in a row."""
+    steps = schedule.steps
+    for number in range(len(schedule.operations)):
+        kept = tuple(step for step in steps if step.action != plan.GO or step.operation != number)
+        if len(kept) < len(steps):
+            yield kept
+    for size in (8, 4, 2, 1):
+        for start in range(len(steps) - size, -1, -1):
+            yield steps[:start] + steps[start + size :]
 
 
 def _simpler(step: Step) -> Iterator[Step]:

@@ -126,7 +126,7 @@ class TapedStore(Store):
         byte_range: tuple[int, int | None] | None = None,
         version_id: str | None = None,
     ) -> Answer:
-        ask = lambda: self._inner.get(ref, endpoint, if_match=if_match, version_id=version_id)  # noqa: E731 - one line
+        ask = lambda: self._inner.get(ref, endpoint, if_match=if_match, byte_range=byte_range, version_id=version_id)  # noqa: E731 - one line
         return self._tape.call(f"GET {endpoint.value}", ask, to_ledger=False)
 
     def head(self, ref: ObjectRef, endpoint: Endpoint, *, version_id: str | None = None) -> Answer:

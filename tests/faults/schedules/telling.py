@@ -5,6 +5,7 @@ It never leaves out a step that was taken.
 
 from __future__ import annotations
 
+from s3tasks.store import Answer
 from tests.faults.schedules import plan
 from tests.faults.schedules.families import Family
 from tests.faults.schedules.plan import Schedule, Step
@@ -53,11 +54,12 @@ def _call(call: Call | None) -> str:
 
 
 def _result(call: Call) -> str:
-    served = getattr(call.result, "served", call)
-    if served is call:
+    if not isinstance(call.result, Answer):
         return str(call.result)
-    marker = served.marker if served else None
-    return f"serves {served.etag[:6]} of {marker or 'somebody'}, {served.last_modified % 1000} s" if served else "serves nothing"
+    served = call.result.served
+    if served is None:
+        return "If-Match fails" if call.result.condition_failed else "serves nothing"
+    return f"serves {(served.etag or '')[:6]} of {served.marker or 'somebody'}, {served.last_modified % 1000} s"
 
 
 def _end(world: World, run: Run) -> str:

@@ -24,6 +24,7 @@ from tests.faults.schedules.wire import Wire
 
 REF = ObjectRef("bucket", "key")
 _LAST_ATTEMPTS = 5
+_CALM_SECONDS = 5
 
 
 @dataclass
@@ -53,8 +54,13 @@ class World:
     def __init__(self, family: Family, protocol: Runnable, wire: Wire, schedule: Schedule) -> None:
         self._family, self._protocol, self._wire = family, protocol, wire
         self.schedule = schedule
-        late, ignored = family.origin_is_late, schedule.seed % 3 == 0
-        self.s3 = ModelS3(reads_are_late=family.reads_are_late, origin_is_late=late, if_match_ignored=ignored)
+        self.s3 = ModelS3(
+            reads_are_late=family.reads_are_late,
+            origin_is_late=family.origin_is_late,
+            if_match_ignored=schedule.seed % 3 == 0,
+            versioned=family.versioned,
+            late_deletes=family.late_deletes,
+        )
         self.s3.step = history.BEFORE
         if schedule.exists:
             self.s3.happen(b"before")
@@ -125,31 +131,35 @@ class World:
 
     def finish(self) -> history.History:
         """Lets what is on its way arrive, all endpoints agree and some seconds pass, and reads once more."""
+        self._calm_down()
+        last = [self._last_read(Operation(plan.READ), REF)]
+        for run in self.runs:
+            if run.done and isinstance(run.result, ObjectRef) and run.result.etag:
+                last += [self._last_read(Operation(plan.EXACT, run.operation.write), run.result)]
+        held = tuple(history.Held(version.step, version.body, version.write) for version in self.s3.history)
+        numbered = list(enumerate(self.runs))
+        reads = tuple(_read(n, run) for n, run in numbered if run.operation.kind not in plan.WRITES and _looked(run))
+        attempts = tuple(_attempt(n, run) for n, run in numbered if run.operation.kind in plan.WRITES and run.tape.calls)
+        return history.History(attempts, reads, held, tuple(_helped(self.runs)), tuple(last), held[-1].write)
+
+    def _calm_down(self) -> None:
         self.s3.fault, self.s3.behind = "", 0
         while self.s3.on_their_way:
             self.step += 1
             self.s3.step = self.step
             self.s3.land()
-        self.s3.second += 5
+        self.s3.second += _CALM_SECONDS
         if self.schedule.outside_last:
             self.step += 1
             self.s3.step = self.step
             self.s3.happen(b"somebody's last")
-            self.s3.second += 5
-        runs = list(self.runs)
-        last = [self._last_read(Run(Operation(plan.READ)))]
-        for run in runs:
-            if run.done and isinstance(run.result, ObjectRef) and not run.result.deleted and run.result.etag:
-                last.append(self._last_read(Run(Operation(plan.EXACT, run.operation.write), run.result)))
-        held = tuple(history.Held(version.step, version.body, version.write) for version in self.s3.history)
-        reads = tuple(_read(n, run) for n, run in enumerate(runs) if run.operation.kind not in plan.WRITES and _looked(run))
-        attempts = tuple(_attempt(n, run) for n, run in enumerate(runs) if run.operation.kind in plan.WRITES and run.tape.calls)
-        return history.History(attempts, reads, held, tuple(_helped(runs)), tuple(last), held[-1].write)
+            self.s3.second += _CALM_SECONDS
 
-    def _last_read(self, run: Run) -> history.Read:
+    def _last_read(self, operation: Operation, ref: ObjectRef) -> history.Read:
+        """Reads as often as a patient reader would, without a fault."""
         for _ in range(_LAST_ATTEMPTS):
-            run.tape, run.started, run.ended, run.error = Tape(), self.step + 1, None, None
-            while run.ended is None:
+            run = Run(operation, ref, started=self.step + 1)
+            while not run.outcome:
                 self.step += 1
                 self._advance(run, "")
             if run.error is None or not run.error.retryable:
@@ -173,7 +183,7 @@ def _read(number: int, run: Run) -> history.Read:
     started, ended = run.started or 0, run.ended or 0
     body = run.result if run.error is None else None
     error = "" if run.error is None or isinstance(run.error, NoSuchKey) else type(run.error).__name__
-    return history.Read(number, started, ended, body, error, exact)
+    return history.Read(number, started, ended, body, error, exact, bool(exact and run.ref.version_id))
 
 
 def _attempt(number: int, run: Run) -> history.Attempt:
