@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any, TypeVar
-from urllib.parse import SplitResult, quote, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
 import redis
 from redis.backoff import NoBackoff
+from redis.cluster import ClusterNode
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
@@ -32,6 +34,11 @@ SCHEMA = "1"
 SAFE_POLICY = "noeviction"
 _UNKNOWN, _DELETED = "*", "!"
 _MICROSECONDS = 1_000_000
+# As in record.lua: beyond it a double, which is what Lua counts in, has no whole numbers left.
+_LARGEST_NUMBER = 9_000_000_000_000_000
+_DEFAULT_SENTINEL_PORT = 26379
+# What bounds it is how many threads ask at once; redis-py would refuse the hundred and first.
+_MOST_CONNECTIONS = 1_000_000
 
 # Not all of redis-py's errors derive from its RedisError, and a connection may break below it.
 REDIS_ERRORS: tuple[type[Exception], ...] = (
@@ -177,11 +184,12 @@ def _connect(url: str, timeout_seconds: float) -> Any:
     """A client for the URL: of one Redis, of a cluster, or of the master that sentinels name (redis+sentinel://hosts/service/db)."""
     scheme, _, rest = url.partition("://")
     options: dict[str, Any] = {"socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds}
+    options["max_connections"] = _MOST_CONNECTIONS
     if scheme != "unix":
         options["socket_keepalive"] = True
     plain_scheme = scheme.partition("+")[0]
     if scheme in CLUSTER_SCHEMES:
-        return redis.RedisCluster.from_url(f"{plain_scheme}://{rest}", **options)
+        return _cluster(urlsplit(f"{plain_scheme}://{rest}"), options)
     # A pooled connection may have died with a restarted Redis: one fresh try, and no sleeping in here.
     options["retry"] = Retry(NoBackoff(), 1)
     if scheme in SENTINEL_SCHEMES:
@@ -189,16 +197,32 @@ def _connect(url: str, timeout_seconds: float) -> Any:
     return redis.Redis.from_url(url, **options)
 
 
+def _cluster(url: SplitResult, options: dict[str, Any]) -> Any:
+    """A client for the cluster that any one of the hosts knows."""
+    userinfo, at, _ = url.netloc.rpartition("@")
+    first, *others = _addresses(url, 6379)
+    nodes = [ClusterNode(host, port) for host, port in others]  # type: ignore[no-untyped-call]
+    host, port = first
+    host = f"[{host}]" if ":" in host else host
+    one = url._replace(netloc=f"{userinfo}{at}{host}:{port}")
+    return redis.RedisCluster.from_url(urlunsplit(one), startup_nodes=nodes, **options)
+
+
 def _master(url: SplitResult, tls: bool, options: dict[str, Any]) -> Any:
-    hosts = [host.rpartition(":") for host in url.netloc.rpartition("@")[2].split(",")]
+    userinfo, at, _ = url.netloc.rpartition("@")
     service, _, database = url.path.strip("/").partition("/")
-    credentials = {"username": url.username and unquote(url.username), "password": url.password and unquote(url.password)}
-    addresses = [(host or port, int(port) if host else 26379) for host, _, port in hosts]
-    sentinels = Sentinel(addresses, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
-    database_number = int(database or 0)
-    return sentinels.master_for(  # type: ignore[no-untyped-call]
-        service or "mymaster", db=database_number, ssl=tls, **credentials, **options
-    )
+    if database and not database.isdigit():
+        raise ValueError(f"ledger_url: {database!r} is not the number of a database")
+    # redis-py's own reading of credentials and options, for a URL of one host.
+    said = redis.connection.parse_url(f"redis://{userinfo}{at}-/{database or 0}?{url.query}")  # type: ignore[no-untyped-call]
+    said.pop("host")
+    sentinels = Sentinel(_addresses(url, _DEFAULT_SENTINEL_PORT), sentinel_kwargs=options)  # type: ignore[no-untyped-call]
+    return sentinels.master_for(service or "mymaster", ssl=tls, **{**options, **said})  # type: ignore[no-untyped-call]
+
+
+def _addresses(url: SplitResult, default_port: int) -> list[tuple[str, int]]:
+    hosts = [urlsplit(f"//{host}") for host in url.netloc.rpartition("@")[2].split(",")]
+    return [(host.hostname or "localhost", host.port or default_port) for host in hosts]
 
 
 @contextmanager
@@ -231,19 +255,32 @@ def _current(write_id: str, text: str) -> Current:
     begun, committed, date, etag, version_id, size = text.split(" ")
     return Current(
         write_id=write_id,
-        begun=int(begun),
-        committed=int(committed),
-        date=int(date),
-        etag=None if etag in (_UNKNOWN, _DELETED) else unquote(etag),
-        version_id=None if version_id == _UNKNOWN else unquote(version_id),
-        size=None if size == _UNKNOWN else int(size),
+        begun=_number(begun),
+        committed=_number(committed),
+        date=_number(date),
+        etag=None if etag in (_UNKNOWN, _DELETED) else _unquoted(etag),
+        version_id=None if version_id == _UNKNOWN else _unquoted(version_id),
+        size=None if size == _UNKNOWN else _number(size),
         deleted=etag == _DELETED,
     )
 
 
 def _intent(write_id: str, text: str) -> Intent:
     does, first, *later = text.split(" ")
-    return Intent(write_id, (int(first), *map(int, later)), deletes={"w": False, "d": True}[does])
+    return Intent(write_id, (_number(first), *map(_number, later)), deletes={"w": False, "d": True}[does])
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,16}", text) or int(text) > _LARGEST_NUMBER:
+        raise ValueError(f"{text:.40} is no number that a record may hold")
+    return int(text)
+
+
+def _unquoted(word: str) -> str:
+    text = unquote(word, errors="strict")
+    if any(character < " " or character == "\x7f" or character > "\xff" for character in text):
+        raise ValueError("what goes into a header holds no such character")
+    return text
 
 
 def _record(fields: dict[bytes, bytes], ref: ObjectRef) -> Record:
@@ -251,12 +288,20 @@ def _record(fields: dict[bytes, bytes], ref: ObjectRef) -> Record:
     if schema != SCHEMA:
         logger.warning("the ledger's record of %s has schema %.20s, this is %s: treated as unknown", ref.uri, schema, SCHEMA)
         return Record()
-    seq = fields.get(b"seq", b"0")
+    seq = _seq(fields.get(b"seq", b"0"))
+    # What the record has not counted yet was not put there by a move.
     return Record(
-        int(seq) if seq.isdigit() else 0,
-        tuple(_readable(fields, b"i:", _intent, ref)),
-        tuple(_readable(fields, b"c:", _current, ref)),
+        seq,
+        tuple(intent for intent in _readable(fields, b"i:", _intent, ref) if intent.last <= seq),
+        tuple(current for current in _readable(fields, b"c:", _current, ref) if current.committed <= seq),
     )
+
+
+def _seq(value: bytes) -> int:
+    try:
+        return _number(value.decode())
+    except ValueError:
+        return 0
 
 
 def _readable(

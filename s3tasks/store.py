@@ -238,7 +238,8 @@ class Store:
         """Raises ValueError for an option that S3's PutObject does not have, or that has an argument of its own here."""
         known = self._writer.meta.service_model.operation_model("PutObject").input_shape.members
         for name in options:
-            if name in OUR_PUT_PARAMETERS:
+            # A length that is not the body's keeps S3 waiting for the rest, which looks like an outage.
+            if name in OUR_PUT_PARAMETERS or name == "ContentLength":
                 raise ValueError(f"put_options: {name} is set by s3tasks itself: use the argument of write for it")
             if name not in known:
                 raise ValueError(f"put_options: S3's PutObject has no {name!r}; it has {', '.join(sorted(known))}")

@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 WAITED_HEADER = "s3tasks_waited"
 DEFAULT_VISIBILITY_TIMEOUT_SECONDS = 3600.0
+# What a header may claim; more is a forgery, and an int can be too large for a float.
+MOST_WAITED_SECONDS = 10**9
 
 
 class ConsistentTask(CeleryTask):
@@ -120,7 +122,7 @@ class ConsistentTask(CeleryTask):
         if not isinstance(header, list) or len(header) != 2:
             return 0, 0.0
         attempts, waited = header
-        good = type(attempts) is int and attempts >= 0 and isinstance(waited, int | float) and waited >= 0
+        good = type(attempts) is int and attempts >= 0 and type(waited) in (int, float) and 0 <= waited <= MOST_WAITED_SECONDS
         return (attempts, float(waited)) if good else (0, 0.0)
 
 

@@ -28,6 +28,8 @@ broker_transport_options = {
     "socket_timeout": 30,
     "socket_connect_timeout": 5,
     "socket_keepalive": True,
+    # kombu's own pool would end at 10, and a gevent worker with more tasks in flight could not acknowledge them.
+    "max_connections": 1000,
     # Looks for messages to bring back every 10 s rather than every 100 s.
     "unacked_restore_interval": 10,
     "unacked_restore_throttle": 1,

@@ -8,7 +8,8 @@
 --      or {'busy', microseconds} another write's intent is open, for at most so long
 --      or {'open', ticket, attempts} go on; attempts counts those that may land, this one included
 local id = ARGV[1]
-local finished = redis.call('GET', KEYS[2])
+local finished, trouble = finished_text(KEYS[2])
+if trouble then return trouble end
 if finished then return {'finished', finished} end
 
 local record, problem = load_record(KEYS[1])

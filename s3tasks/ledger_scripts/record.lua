@@ -4,9 +4,51 @@
 --          seq           the newest number handed out: microseconds of Redis's own clock, never twice, never backwards
 --          i:<write id>  an open intent: "<w|d> <ticket> <ticket> …", the attempts that may still land, oldest first
 --          c:<write id>  a current write: "<begun> <committed> <date> <etag> <version id> <size>"
--- The last four of a current write ("rest") are opaque here but for the date. A field that cannot be read is dropped.
+-- The last four of a current write ("rest") are opaque here but for the date. A field that cannot be read is dropped, and so is one
+-- with a number that the record has not counted yet: no move has put it there, and no later write could ever replace it.
 
 local SCHEMA = '1'
+
+-- Beyond it a double has no whole numbers left, and counting on would stand still.
+local LARGEST_NUMBER = 9000000000000000
+
+local CURRENT = '^(%d+) (%d+) (%d+) %S+ %S+ [%d*]+$'
+
+local function number(text)
+  if not string.match(text, '^%d+$') or #text > 16 then return nil end
+  local value = tonumber(text)
+  return value <= LARGEST_NUMBER and value or nil
+end
+
+-- All of these as numbers; nil where one is none.
+local function numbers(...)
+  local read = {}
+  for n = 1, select('#', ...) do
+    read[n] = number((select(n, ...)) or '')
+    if not read[n] then return nil end
+  end
+  return unpack(read)
+end
+
+-- What a finished write committed; nil where there is none, or none that can be read.
+local function finished_text(key)
+  local text = redis.pcall('GET', key)
+  if type(text) == 'table' then
+    if not string.find(text.err, 'WRONGTYPE', 1, true) then return nil, text end
+    redis.call('DEL', key)
+    return nil
+  end
+  return text and #text < 8192 and numbers(string.match(text, CURRENT)) and text or nil
+end
+
+local function drop_uncounted(record)
+  for id, intent in pairs(record.intents) do
+    if intent.tickets[#intent.tickets] > record.seq then redis.call('HDEL', record.key, 'i:' .. id); record.intents[id] = nil end
+  end
+  for id, current in pairs(record.currents) do
+    if current.committed > record.seq then redis.call('HDEL', record.key, 'c:' .. id); record.currents[id] = nil end
+  end
+end
 
 local function load_record(key)
   local flat = redis.pcall('HGETALL', key)
@@ -22,19 +64,23 @@ local function load_record(key)
     if name == 'v' and value ~= SCHEMA then
       return nil, redis.error_reply('S3TASKSSCHEMA the record has schema ' .. value .. ', this is s3tasks for schema ' .. SCHEMA)
     elseif name == 'seq' then
-      record.seq = tonumber(value) or 0
+      record.seq = number(value) or 0
     elseif kind == 'i:' then
       local does, rest = string.match(value, '^([wd])([ %d]*)$')
       local intent = {does = does, tickets = {}}
-      for ticket in string.gmatch(rest or '', '%d+') do table.insert(intent.tickets, tonumber(ticket)) end
-      if #intent.tickets > 0 then record.intents[id] = intent else redis.call('HDEL', key, name) end
+      local readable = does ~= nil
+      for ticket in string.gmatch(rest or '', '%d+') do
+        if number(ticket) then table.insert(intent.tickets, number(ticket)) else readable = false end
+      end
+      if readable and #intent.tickets > 0 then record.intents[id] = intent else redis.call('HDEL', key, name) end
     elseif kind == 'c:' then
-      local begun, committed, date, rest = string.match(value, '^(%d+) (%d+) ((%d+) %S+ %S+ %S+)$')
+      local begun, committed, date = numbers(string.match(value, CURRENT))
       if begun then
-        record.currents[id] = {begun = tonumber(begun), committed = tonumber(committed), rest = date, date = tonumber(rest)}
+        record.currents[id] = {begun = begun, committed = committed, rest = string.match(value, '^%d+ %d+ (.*)$'), date = date}
       else redis.call('HDEL', key, name) end
     end
   end
+  drop_uncounted(record)
   return record
 end
 

@@ -129,7 +129,7 @@ class Outage:
     name: str
     begin: Callable[[Stage, RedisServer], None]
     end: Callable[[Stage, RedisServer], None]
-    seconds: float = 0.3
+    seconds: float = 0.2
     keeps_data: bool = True
     swallows: bool = True
 
@@ -140,7 +140,7 @@ OUTAGES = (
         "killed and restarted without its data", lambda _, server: server.kill(), lambda _, server: server.start(), keeps_data=False
     ),
     # Longer than the worker's client asks twice.
-    Outage("paused", lambda _, server: server.pause(), lambda _, server: server.resume(), seconds=1.3, swallows=False),
+    Outage("paused", lambda _, server: server.pause(), lambda _, server: server.resume(), seconds=0.75, swallows=False),
     Outage("cut off", lambda stage, _: stage.redis_proxy.cut(), lambda stage, _: stage.redis_proxy.mend()),
 )
 

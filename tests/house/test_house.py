@@ -345,7 +345,7 @@ def test_ruff_is_content() -> None:
 
 def test_mypy_is_content(pytestconfig: pytest.Config) -> None:
     # A cache of its own, for somebody may be running mypy at the same time.
-    cache = pytestconfig.cache.mkdir("mypy") if pytestconfig.cache else REPOSITORY / ".mypy_cache"
+    cache = pytestconfig.cache.mkdir("mypy") if getattr(pytestconfig, "cache", None) else REPOSITORY / ".mypy_cache"
 
     assert run_module("mypy", "--cache-dir", str(cache), "s3tasks", "tests", "worker_config") == ""
 

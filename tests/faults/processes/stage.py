@@ -67,7 +67,7 @@ class Stage:
             "S3TASKS_LEDGER_URL": self.redis_proxy.url,
             "S3TASKS_ENDPOINT_URL": self.s3_proxy.url,
             "S3TASKS_READ_ENDPOINT_URL": "",
-            "S3TASKS_LEDGER_TIMEOUT_SECONDS": "0.5",
+            "S3TASKS_LEDGER_TIMEOUT_SECONDS": "0.3",
             "S3TASKS_READ_TIMEOUT_SECONDS": str(STORE_SILENCE_SECONDS),
             "TEST_VISIBILITY_TIMEOUT_SECONDS": str(VISIBILITY_TIMEOUT_SECONDS),
             **changes,
