@@ -153,7 +153,7 @@ def test_redis_lost_between_any_two_steps_delays_the_task_and_harms_nothing(
     stage, server = set_stage, set_stage.durable if outage.keeps_data else set_stage.volatile
     stage.redis_proxy.move_to(server.url)
     direct, ledger = stage.client(ledger_url=server.url), closing(Ledger(stage.settings.replace(ledger_url=server.url)))
-    # Where the ledger's data are lost a replica's answers go unchecked: see test_ledger_loss.
+    # Where the ledger's data are lost, a replica's answers go unchecked: see test_ledger_loss.
     clients = (direct, stage.replicated) if outage.keeps_data else (direct,)
     ref = stage.new_ref()
     direct.write(BEFORE, ref)
@@ -169,6 +169,7 @@ def test_redis_lost_between_any_two_steps_delays_the_task_and_harms_nothing(
 
     expected = AFTER if moment.verb == "write" else BEFORE
     assert_in_order(watcher, BEFORE, *([AFTER] if moment.verb == "write" else []))
+    stage.sandbox.drain()
     for client in clients:
         assert_sound(client, ledger, ref, expected, sent.id)
     if moment.verb == "read":
@@ -283,6 +284,7 @@ def test_an_s3_that_fails_a_write_leaves_it_done_once_it_answers(set_stage: Stag
         outcome = result_of(sent)
 
     assert_in_order(watcher, BEFORE, expected)
+    stage.sandbox.drain()
     for client in (stage.direct, stage.replicated):
         assert_sound(client, stage.ledger, ref, expected, sent.id)
     if verb == "write":
