@@ -15,13 +15,15 @@ from s3tasks.refs import Marker
 class Intent:
     """A write of which one or more attempts have begun and may still land.
 
-    `tickets` are theirs, oldest first; `deletes` says that it is a delete. Tickets are microseconds of the ledger's clock, made
+    `tickets` are theirs, oldest first; `deletes` says that it is a delete, `finished` that another attempt has done the write, so
+    that only a request that was slow on its way is still looked out for. Tickets are microseconds of the ledger's clock, made
     unique and increasing per object.
     """
 
     write_id: str
     tickets: tuple[int, ...]
     deletes: bool = False
+    finished: bool = False
 
     @property
     def first(self) -> int:

@@ -33,6 +33,7 @@ from s3tasks.settings import CLUSTER_SCHEMES, SENTINEL_SCHEMES, Settings
 SCHEMA = "1"
 SAFE_POLICY = "noeviction"
 _UNKNOWN, _DELETED = "*", "!"
+_KINDS: dict[str, dict[str, bool]] = {"w": {}, "d": {"deletes": True}, "f": {"finished": True}}
 _MICROSECONDS = 1_000_000
 # As in record.lua: beyond it a double, which is what Lua counts in, has no whole numbers left.
 _LARGEST_NUMBER = 9_000_000_000_000_000
@@ -267,7 +268,7 @@ def _current(write_id: str, text: str) -> Current:
 
 def _intent(write_id: str, text: str) -> Intent:
     does, first, *later = text.split(" ")
-    return Intent(write_id, (_number(first), *map(_number, later)), deletes={"w": False, "d": True}[does])
+    return Intent(write_id, (_number(first), *map(_number, later)), **_KINDS[does])
 
 
 def _number(text: str) -> int:

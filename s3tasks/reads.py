@@ -15,6 +15,7 @@ from s3tasks.errors import (
     PreconditionFailed,
     S3TasksError,
     StaleRead,
+    StoreUnavailable,
     Superseded,
 )
 from s3tasks.evidence import Current, Landed, Record, Served
@@ -146,6 +147,7 @@ class Reader:
     def _act(self, query: Query, record: Record, answer: Answer, judgement: Judgement) -> Answer | None:
         verdict = judgement.verdict
         if verdict in (Verdict.FRESH, Verdict.UNKNOWN):
+            _check_whole(query, judgement.current, answer)
             return answer
         if verdict is Verdict.UNFINISHED and self._record(query, record, answer, judgement):
             # A reader of one exact write starts over, and learns from the new record what became of it.
@@ -203,6 +205,16 @@ class Reader:
         wanted = query.ref.etag if query.ref.exact and not query.latest else current
         found = current if verdict is Verdict.SUPERSEDED else served.etag if served else None
         return refusals.get(verdict, StaleRead)(bucket, key, wanted, found)
+
+
+def _check_whole(query: Query, current: Current | None, answer: Answer) -> None:
+    """Raises StoreUnavailable where the object served is not as long as the one that was written."""
+    ref, served = query.ref, answer.served
+    written = current.size if current is not None else ref.size if served is not None and served.etag == ref.etag else None
+    if served is None or None in (written, served.size) or written == served.size:
+        return
+    answer.close()
+    raise StoreUnavailable("GetObject", ref.bucket, ref.key, f"{served.size} bytes are served of an object of {written}")
 
 
 def _same_object(served: Served | None, at_origin: Served | None, current: Current | None) -> bool:

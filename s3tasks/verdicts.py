@@ -69,7 +69,7 @@ def promised(record: Record, wanted: ObjectRef, latest: bool) -> tuple[Current, 
 
 def expected_etag(record: Record, wanted: ObjectRef, latest: bool) -> str | None:
     """The one etag that an answer must have, where there is exactly one: what If-Match may be sent with, else None."""
-    if record.intents:
+    if any(not intent.finished for intent in record.intents):
         return None
     candidates = promised(record, wanted, latest)
     if not _knows(record, wanted):
@@ -167,6 +167,9 @@ class _Case:
         for current in self.record.currents:
             if serves(served, current):
                 return self.rival(served, current)
+        if served.marker is not None and served.marker.ticket > self.record.seq:
+            # Redis has lost what it knew of this write, in a failover: the object itself is all there is.
+            return Judgement(Verdict.OUTSIDE if self.from_origin else Verdict.ASK_ORIGIN)
         return Judgement(Verdict.OUTSIDE) if self.mismatch_proves_record_wrong else self.older_object()
 
     def unfinished_write(self, served: Served, intent: Intent) -> Judgement:

@@ -18,22 +18,24 @@ local intent = record.intents[id]
 
 if intent and replaced(record, last(intent)) then
   local text = insert(record, id, intent.tickets[1], '0 ' .. (intent.does == 'd' and '!' or '*') .. ' * *')
+  finish(record, id)
   save(record, ARGV[3])
   redis.call('SET', KEYS[2], text, 'EX', ARGV[4])
   return {'superseded', text}
 end
 
 local clock, lease = now(), tonumber(ARGV[5])
-local oldest_kept, busy = clock - tonumber(ARGV[3]) * 1000000, 0
+local busy = 0
 for other, theirs in pairs(record.intents) do
-  if last(theirs) < oldest_kept then keep_attempts(record, other, {})
-  elseif other ~= id then busy = math.max(busy, last(theirs) + lease - clock) end
+  local kept_seconds = tonumber(theirs.does == 'f' and ARGV[4] or ARGV[3])
+  if last(theirs) < clock - kept_seconds * 1000000 then keep_attempts(record, other, {})
+  elseif other ~= id and theirs.does ~= 'f' then busy = math.max(busy, last(theirs) + lease - clock) end
 end
 if lease > 0 and busy > 0 then return {'busy', whole(busy)} end
 
 local ticket = next_seq(record)
-record.intents[id] = record.intents[id] or {does = ARGV[2], tickets = {}}
-local attempts = record.intents[id].tickets
+local attempts = record.intents[id] and record.intents[id].tickets or {}
+record.intents[id] = {does = ARGV[2], tickets = attempts}
 table.insert(attempts, ticket)
 keep_attempts(record, id, attempts)
 save(record, ARGV[3])

@@ -2,7 +2,8 @@
 --
 -- A hash:  v             schema version, '1'
 --          seq           the newest number handed out: microseconds of Redis's own clock, never twice, never backwards
---          i:<write id>  an open intent: "<w|d> <ticket> <ticket> …", the attempts that may still land, oldest first
+--          i:<write id>  an open intent: "<w|d|f> <ticket> <ticket> …", the attempts that may still land, oldest first;
+--                        of a write, of a delete, or of a write that another of its attempts has finished
 --          c:<write id>  a current write: "<begun> <committed> <date> <etag> <version id> <size>"
 -- The last four of a current write ("rest") are opaque here but for the date. A field that cannot be read is dropped, and so is one
 -- with a number that the record has not counted yet: no move has put it there, and no later write could ever replace it.
@@ -66,7 +67,7 @@ local function load_record(key)
     elseif name == 'seq' then
       record.seq = number(value) or 0
     elseif kind == 'i:' then
-      local does, rest = string.match(value, '^([wd])([ %d]*)$')
+      local does, rest = string.match(value, '^([wdf])([ %d]*)$')
       local intent = {does = does, tickets = {}}
       local readable = does ~= nil
       for ticket in string.gmatch(rest or '', '%d+') do
@@ -132,6 +133,14 @@ local function end_attempt(record, id, ticket)
   local was_open = #kept < #intent.tickets
   keep_attempts(record, id, kept)
   return was_open
+end
+
+-- The write is done, by one attempt or another: what may still land of it keeps nobody waiting.
+local function finish(record, id)
+  local intent = record.intents[id]
+  if not intent or intent.does == 'd' then return end
+  intent.does = 'f'
+  keep_attempts(record, id, intent.tickets)
 end
 
 -- Whether some current write began after the ticket, which is to say: replaced what the ticket's attempt wrote.

@@ -193,7 +193,6 @@ def test_after_a_failover_that_missed_writes_refs_are_exact_and_never_serve_anot
     assert [client.read(ref) for ref in new] == [b"new"] * KEYS
 
 
-@pytest.mark.xfail(reason="DEFECT: StaleRead until the next write", raises=StaleRead)
 def test_after_a_failover_that_missed_a_write_its_key_is_readable(
     failover: Failover, over: Settings, connect: Connect, ref: ObjectRef
 ) -> None:

@@ -301,7 +301,6 @@ def test_an_s3_that_fails_a_read_is_asked_again_until_the_whole_body_came(set_st
     assert open_intents(stage.ledger, ref) == ()
 
 
-@pytest.mark.xfail(reason="DEFECT: the size that the ledger knows is not compared", raises=AssertionError)
 def test_a_body_shorter_than_the_one_that_was_written_is_not_handed_out(set_stage: Stage) -> None:
     stage, ref = set_stage, set_stage.new_ref()
     written = stage.direct.write(BEFORE, ref)
@@ -310,7 +309,6 @@ def test_a_body_shorter_than_the_one_that_was_written_is_not_handed_out(set_stag
         assert len(result_of(stage.send(STEADY, "read", asked))) == len(BEFORE)
 
 
-@pytest.mark.xfail(reason="DEFECT: a repeated commit makes a replaced write current again", raises=pytest.fail.Exception)
 def test_a_commit_that_arrives_a_second_time_does_not_bring_back_what_was_replaced(set_stage: Stage) -> None:
     stage, ref = set_stage, set_stage.new_ref()
     released = threading.Event()

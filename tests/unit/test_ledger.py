@@ -110,7 +110,7 @@ def test_a_redelivered_write_that_was_replaced_is_superseded_and_stays_so(ledger
     assert begun.superseded
     assert (begun.current.begun, begun.current.etag) == (first.ticket, None)
     record = ledger.lookup(REF)
-    assert record.intents == (Intent("a", (first.ticket,)),), "the attempt that was open may be slow rather than dead"
+    assert record.intents == (Intent("a", (first.ticket,), finished=True),), "it may be slow rather than dead"
     assert {current.write_id for current in record.currents} == {"a", "b"}
     assert ledger.begin(REF, "a") == Finished(begun.current, superseded=False)
 
@@ -337,15 +337,39 @@ def test_writes_that_take_turns_wait_for_an_open_intent_until_its_lease_is_over(
     assert isinstance(ledger.begin(REF, "b"), Opened)
 
 
-def test_a_writes_own_redelivery_does_not_wait_for_it_but_others_wait_for_each_attempt(
+def test_a_writes_own_redelivery_does_not_wait_for_it_and_nobody_waits_for_a_finished_one(
     settings: Settings, closing: Callable[[Any], Any]
 ) -> None:
     ledger = closing(Ledger(settings.replace(on_overlap="serialize", overlap_lease_seconds=100)))
     first, again = opened(ledger, "a"), opened(ledger, "a")
+    assert isinstance(ledger.begin(REF, "b"), Busy)
     commit(ledger, "a", again.ticket)
-    assert isinstance(ledger.begin(REF, "b"), Busy), "the first attempt may be slow rather than dead"
-    commit(ledger, "a", first.ticket)
+    assert ledger.lookup(REF).intents == (Intent("a", (first.ticket,), finished=True),)
     assert isinstance(ledger.begin(REF, "b"), Opened)
+
+
+def test_a_finished_writes_slow_attempts_are_looked_out_for_no_longer_than_the_redelivery_horizon(
+    ledger: Ledger, raw: redis.Redis, settings: Settings
+) -> None:
+    now = write(ledger, "a").committed
+    beyond, within = now - 7201 * 10**6, now - 7000 * 10**6
+    key = record_key(settings.ledger_prefix, REF)
+    raw.hset(key, mapping={"i:old": f"f {beyond}", "i:late": f"f {within}", "i:unfinished": f"w {beyond}"})
+
+    opened(ledger, "b")
+
+    assert {intent.write_id for intent in ledger.lookup(REF).intents} == {"late", "unfinished", "b"}
+
+
+@pytest.mark.parametrize("deletes", [False, True])
+def test_a_commit_whose_answer_was_lost_may_arrive_again_after_a_later_write(ledger: Ledger, deletes: bool) -> None:
+    ticket = opened(ledger, "a", deletes=deletes).ticket
+    landed = Landed(deleted=True, date=1) if deletes else Landed(etag="etag-a", date=1)
+    first = ledger.commit(REF, "a", ticket, landed, landed_ticket=ticket)
+    write(ledger, "b")
+
+    assert ledger.commit(REF, "a", ticket, landed, landed_ticket=ticket) == first
+    assert etags(ledger) == {"etag-b"}
 
 
 def test_a_dead_writers_lease_ends(settings: Settings, closing: Callable[[Any], Any], raw: redis.Redis) -> None:

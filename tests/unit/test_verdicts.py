@@ -227,6 +227,14 @@ def test_a_replaced_intents_object_counts_only_if_it_is_not_older_than_what_repl
     assert verdict(Record(31, (INTENT,), (late,)), served) is expected
 
 
+def test_a_write_that_redis_has_lost_in_a_failover_is_taken_over_from_s3() -> None:
+    lost = Served("L", marker=Marker("lost", 12), last_modified=DATE)
+
+    assert verdict(KNOWS_A, lost) is Verdict.OUTSIDE
+    assert verdict(KNOWS_A, lost, from_origin=False) is Verdict.ASK_ORIGIN
+    assert verdict(Record(12, (), (A,)), lost) is Verdict.STALE
+
+
 def test_an_attempt_that_is_over_is_not_the_open_intents() -> None:
     first_attempt_committed = Intent("i", (13, 15))
 
@@ -241,6 +249,7 @@ def test_an_attempt_that_is_over_is_not_the_open_intents() -> None:
         (OVERLAPPING, PLAIN, False, None),
         (OVERLAPPING, REF_A, False, "EA"),
         (with_intent(KNOWS_A, INTENT), PLAIN, False, None),
+        (with_intent(KNOWS_A, Intent("i", (13,), finished=True)), PLAIN, False, "EA"),
         (NOTHING, PLAIN, False, None),
         (NOTHING, REF_A, False, "EA"),
         (NOTHING, REF_A, True, None),
