@@ -95,7 +95,7 @@ def test_a_worker_whose_clock_is_wrong_waits_for_the_replica_as_long_as_any(
 
     assert set(states) <= {"RETRY", "STARTED"}, [read.result for read in reads]
     assert [result_of(read) for read in reads] == [b"y", b"y"]
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 1800, "an hour's difference is not waited out"
     assert written["seq"] < newer["seq"]
 
 

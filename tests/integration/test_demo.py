@@ -48,7 +48,7 @@ def test_the_demo_counts_what_each_way_of_reading_was_served(files: Path) -> Non
     assert figures["failures"] == []
     assert figures["retries"] > 0
     assert figures["passed"] is True
-    assert 0.3 <= figures["lags_seconds"]["median"] <= 0.6
+    assert figures["lags_seconds"]["median"] >= 0.3
     assert figures["waits_seconds"]["p95"] >= figures["waits_seconds"]["median"] >= 0.3
 
 
