@@ -11,18 +11,21 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from s3tasks import __version__
 from s3tasks.errors import S3TasksError
+from s3tasks.refs import ObjectRef
 
 if TYPE_CHECKING:
     from s3tasks.demo import Report
     from s3tasks.sandbox import Sandbox
 
 _BAR_WIDTH = 40
+_LOOK_SECONDS = 0.5
 _HISTOGRAM_ROWS = 8
 _DEMO_BODY_BYTES = 4 * 1024 * 1024
 
@@ -52,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     dev = commands.add_parser("dev", help="keep an embedded Redis, S3, lagging replica and worker up until Ctrl-C")
     dev.set_defaults(run=_dev)
     dev.add_argument("--bucket", default="dev", help="bucket to create (default: dev)")
+    dev.add_argument("--no-worker", action="store_true", help="start no worker: you run your own on the same queue")
     for command in (demo, dev):
         command.add_argument(
             "--lag", type=float, nargs=2, default=(0.1, 2.0), metavar=("LOW", "HIGH"),
@@ -90,7 +94,8 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _dev(options: argparse.Namespace) -> int:
-    with _stack(options, {}) as sandbox:
+    ObjectRef(options.bucket, "any")
+    with _stack(options, {}, with_worker=not options.no_worker) as sandbox:
         sandbox.create_bucket(options.bucket)
         print("# In another shell, with s3tasks installed:")
         for name, value in sandbox.environment().items():
@@ -101,35 +106,40 @@ def _dev(options: argparse.Namespace) -> int:
             "#   from s3tasks.tasks import enqueuing_app\n"
             f"#   s3 = S3Tasks(enqueuing_app({sandbox.redis_url!r}, {sandbox.redis_url!r}))\n"
             f"#   (s3.write.s('hello', 's3://{options.bucket}/greeting') | s3.read.s()).delay().get()\n"
+            "# Its worker knows the s3 tasks only and takes all tasks of the queue: for tasks of your own, use --no-worker.\n"
             "# Ctrl-C ends all of it.",
             flush=True,
         )
         with contextlib.suppress(KeyboardInterrupt):
-            signal.pause()
+            while sandbox.redis.running:
+                threading.Event().wait(_LOOK_SECONDS)
+            raise RuntimeError("the Redis has ended, and with it the stack: start it again")
     return 0
 
 
 class _stack:  # noqa: N801 - used as a context manager
     """The sandbox with the deployable worker, and this process's environment pointing at it."""
 
-    def __init__(self, options: argparse.Namespace, environment: dict[str, str]) -> None:
+    def __init__(self, options: argparse.Namespace, environment: dict[str, str], *, with_worker: bool = True) -> None:
         from s3tasks.sandbox import Sandbox
 
         low, high = options.lag
         self._sandbox = Sandbox(lag_seconds=(low, high), seed=options.seed)
         self._environment, self._concurrency = environment, options.concurrency
+        self._with_worker = with_worker
 
     def __enter__(self) -> Sandbox:
         # Ends what was started also when this process is told to stop; Ctrl-C does so by itself.
         signal.signal(signal.SIGTERM, _interrupt)
-        _say("starting Redis, S3, a lagging replica and a worker …")
+        _say("starting Redis, S3, a lagging replica" + (" and a worker …" if self._with_worker else " …"))
         sandbox = self._sandbox.start()
         try:
             os.environ.update({**sandbox.environment(), **self._environment})
-            sandbox.start_worker(
-                directory=_worker_directory(), concurrency=self._concurrency,
-                environment=self._environment, options=["--task-events"],
-            )
+            if self._with_worker:
+                sandbox.start_worker(
+                    directory=_worker_directory(), concurrency=self._concurrency,
+                    environment=self._environment, options=["--task-events"],
+                )
         except BaseException:
             sandbox.close()
             raise

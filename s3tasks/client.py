@@ -246,7 +246,11 @@ class ConsistentS3:
         return parsed
 
     def _seconds(self, wait: float | None) -> float:
-        return self._default_wait_seconds if wait is None else wait
+        if wait is None:
+            return self._default_wait_seconds
+        if not isinstance(wait, int | float) or isinstance(wait, bool) or not wait >= 0:
+            raise ValueError(f"wait={wait!r}: must be a number of seconds from 0")
+        return wait
 
     def _patiently(self, attempt: Callable[[], T], wait: float | None) -> T:
         return keep_trying(attempt, self.settings, seconds=self._seconds(wait), on=(PreconditionFailed,))
@@ -270,6 +274,8 @@ def _bytes(body: bytes | str) -> bytes:
 
 
 def _metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise TypeError(f"metadata is a mapping of text to text, not {type(metadata).__name__}")
     given = dict(metadata or {})
     for name, value in given.items():
         if not isinstance(name, str) or not isinstance(value, str):

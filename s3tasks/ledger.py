@@ -191,8 +191,8 @@ def _connect(url: str, timeout_seconds: float) -> Any:
     plain_scheme = scheme.partition("+")[0]
     if scheme in CLUSTER_SCHEMES:
         return _cluster(urlsplit(f"{plain_scheme}://{rest}"), options)
-    # A pooled connection may have died with a restarted Redis: one fresh try, and no sleeping in here.
-    options["retry"] = Retry(NoBackoff(), 1)
+    # A pooled connection may have died with a restarted Redis: one fresh try, and no sleeping in here. Silence is not asked twice.
+    options["retry"] = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
     if scheme in SENTINEL_SCHEMES:
         return _master(urlsplit(url), plain_scheme == "rediss", options)
     return redis.Redis.from_url(url, **options)

@@ -102,6 +102,10 @@ class ObjectRef:
         fields = dataclasses.asdict(self)
         return {name: value for name, value in fields.items() if value is not None and value is not False}
 
+    def __json__(self) -> dict[str, Any]:
+        """How kombu writes a ref that is passed to a task: as the dict that a task returns."""
+        return self.to_dict()
+
     def plain(self) -> ObjectRef:
         """The same object, without saying which write of it."""
         return ObjectRef(self.bucket, self.key)

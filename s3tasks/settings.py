@@ -29,7 +29,7 @@ def _choice(*allowed: str) -> _Check:
 def _number(least: float, most: float) -> _Check:
     def check(value: Any) -> str | None:
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        return None if is_number and least <= value <= most else f"must be a number from {least:g} to {most:g}"
+        return None if is_number and least <= value <= most else f"must be a number from {least:.10g} to {most:.10g}"
 
     return check
 

@@ -311,7 +311,7 @@ def _conflicts(ref: ObjectRef, condition: Condition) -> Iterator[None]:
     except StoreError as refusal:
         lost = refusal.status == 412 or (refusal.status == 404 and refusal.code != "NoSuchBucket")
         if condition and lost:
-            raise WriteConflict(ref.bucket, ref.key, str(condition), refusal.code) from refusal
+            raise WriteConflict(ref.bucket, ref.key, str(condition)) from refusal
         raise
 
 

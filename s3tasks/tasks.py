@@ -162,11 +162,12 @@ class S3Tasks:
         self._process: Process | None = None
         self.Task = type("Task", (ConsistentTask,), {"toolkit": self, "abstract": True, "__module__": __name__})
         self._write_base = type("WriteTask", (_WriteTask,), {"toolkit": self, "abstract": True, "__module__": __name__})
-        self.write = self._task(_write, self._write_base)
-        self.read = self._task(_read, self.Task)
-        self.delete = self._task(_delete, self.Task)
-        self.head = self._task(_head, self.Task)
-        self.wait_visible = self._task(_wait_visible, self.Task)
+        self.write = self._task(write, self._write_base)
+        self.read = self._task(read, self.Task)
+        self.delete = self._task(delete, self.Task)
+        self.head = self._task(head, self.Task)
+        self.wait_visible = self._task(wait_visible, self.Task)
+        signals.worker_init.connect(self._refuse_nonsense)
         signals.worker_ready.connect(self._warn_of_eviction)
 
     @property
@@ -186,6 +187,16 @@ class S3Tasks:
         options = self.app.conf.broker_transport_options or {}
         return float(options.get("visibility_timeout", DEFAULT_VISIBILITY_TIMEOUT_SECONDS))
 
+    def _refuse_nonsense(self, sender: Any = None, **_: Any) -> None:
+        """Ends a worker that starts with settings which would fail each of its tasks."""
+        if getattr(sender, "app", None) is not self.app:
+            return
+        try:
+            self._settings()
+        except ValueError as problem:
+            # Celery logs what a signal's handler raises and goes on, unless it is no Exception.
+            raise SystemExit(f"s3tasks: this worker cannot start: {problem}") from problem
+
     def _warn_of_eviction(self, sender: Any = None, **_: Any) -> None:
         """Says at a worker's start that its Redis may forget what was promised. A Redis that is away is noticed by the tasks."""
         if getattr(sender, "app", None) is not self.app:
@@ -203,9 +214,8 @@ class S3Tasks:
 
     def _task(self, run: Any, base: type[ConsistentTask]) -> Any:
         # Bound to this app, lazily, and not shared with other apps of the process: see celery.Celery.task.
-        name = run.__name__.removeprefix("_")
         return self.app.task(
-            name=f"s3tasks.{name}", bind=True, base=base, shared=False, lazy=True,
+            name=f"s3tasks.{run.__name__}", bind=True, base=base, shared=False, lazy=True,
             # Done once however often it is delivered, so a killed worker's task may come back.
             acks_late=True, retry_on_worker_lost=True, default_retry_delay=1.0,
         )(run)
@@ -237,11 +247,25 @@ class S3Tasks:
 
 
 def enqueuing_app(broker_url: str, result_backend: str) -> Celery:
-    """A Celery app for a process that only enqueues: `S3Tasks(enqueuing_app(...))` has the tasks without a worker's settings."""
-    return Celery("s3tasks-producer", broker=broker_url, backend=result_backend)
+    """A Celery app for a process that only enqueues, such as a web application: `S3Tasks(enqueuing_app(...))` has the tasks.
+
+    It gives a Redis that is down or silent up after some seconds, where Celery's defaults try for ever.
+    """
+    app = Celery("s3tasks-producer", broker=broker_url, backend=result_backend)
+    timeouts = {"socket_timeout": 5, "socket_connect_timeout": 5}
+    once_more = {"max_retries": 1, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.2}
+    app.conf.update(
+        broker_transport_options={**timeouts, "socket_keepalive": True},
+        broker_connection_timeout=5,
+        task_publish_retry_policy=once_more,
+        redis_socket_timeout=5,
+        redis_socket_connect_timeout=5,
+        result_backend_transport_options={"retry_policy": once_more},
+    )
+    return app
 
 
-def _write(
+def write(
     self: _WriteTask,
     body: bytes | str,
     ref: str | Mapping[str, Any],
@@ -265,7 +289,7 @@ def _write(
     return written.to_dict()
 
 
-def _read(
+def read(
     self: ConsistentTask,
     ref: str | Mapping[str, Any],
     *,
@@ -277,16 +301,16 @@ def _read(
     return self.s3.read(ref, byte_range=byte_range, latest=latest, limit_bytes=limit)
 
 
-def _delete(self: ConsistentTask, ref: str | Mapping[str, Any], *, if_match: str | None = None) -> dict[str, Any]:
+def delete(self: ConsistentTask, ref: str | Mapping[str, Any], *, if_match: str | None = None) -> dict[str, Any]:
     """Deletes the object and returns a ref with `deleted`; arguments as of ConsistentS3.delete. Done once, as `write`."""
     return self.s3.delete(ref, if_match=if_match).to_dict()
 
 
-def _head(self: ConsistentTask, ref: str | Mapping[str, Any], *, latest: bool = False) -> dict[str, Any]:
+def head(self: ConsistentTask, ref: str | Mapping[str, Any], *, latest: bool = False) -> dict[str, Any]:
     """etag, version_id, size, last_modified, content_type and metadata of the object, held against the ledger like a read."""
     return self.s3.head(ref, latest=latest)
 
 
-def _wait_visible(self: ConsistentTask, ref: str | Mapping[str, Any]) -> dict[str, Any]:
+def wait_visible(self: ConsistentTask, ref: str | Mapping[str, Any]) -> dict[str, Any]:
     """The ref, once the read endpoint serves it: a barrier before readers that know nothing of the ledger."""
     return self.s3.wait_visible(ref).to_dict()

@@ -236,6 +236,12 @@ def test_ranges_are_of_the_object_that_was_promised(lagging: ConsistentS3, ref: 
     assert lagging.read(written, byte_range=(4, 5)) == b"45"
 
 
+@pytest.mark.parametrize("wait", ["10", -1, True, float("nan")])
+def test_a_wait_that_is_no_time_is_refused(client: ConsistentS3, ref: ObjectRef, wait: Any) -> None:
+    with pytest.raises(ValueError, match="wait="):
+        client.read(ref, wait=wait)
+
+
 @pytest.mark.parametrize("byte_range", [(3, 1), (-1, 2), ("0", 1), (1,), 5, (None, 4), (True, 4)])
 def test_a_range_that_is_none_is_refused(client: ConsistentS3, ref: ObjectRef, byte_range: Any) -> None:
     with pytest.raises(ValueError, match="byte_range"):

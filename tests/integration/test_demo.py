@@ -74,6 +74,7 @@ def test_a_stale_byte_is_a_failure() -> None:
         (["demo", "--lag", "2", "1"], "lag"),
         (["demo", "--files", "0"], "no files"),
         (["nonsense"], "nonsense"),
+        (["dev", "--bucket", "Bad Bucket!"], "bucket"),
     ],
 )
 def test_nonsense_is_one_clear_line_and_status_2(arguments: list[str], words: str) -> None:
@@ -157,3 +158,21 @@ def test_help_names_the_commands() -> None:
     assert ran.returncode == 0
     assert "demo" in ran.stdout
     assert "dev" in ran.stdout
+
+
+def test_dev_without_a_worker_leaves_the_queue_to_ones_own_and_ends_when_its_redis_does() -> None:
+    command = [*COMMAND, "dev", "--no-worker", "--bucket", "mine"]
+    with subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "Ctrl-C" in line:
+                break
+        named = {pid: Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in children_of(process.pid)}
+        assert not [line for line in named.values() if "celery" in line]
+        (redis_pid,) = [pid for pid, line in named.items() if "--bind 127.0.0.1" in line or "127.0.0.1:" in line]
+        os.kill(redis_pid, signal.SIGKILL)
+        said = process.stderr.read() if process.stderr else ""
+        assert process.wait(timeout=60) == 2
+    assert "Redis has ended" in said

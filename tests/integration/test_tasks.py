@@ -28,6 +28,7 @@ from s3tasks import (
 )
 from s3tasks.sandbox import RedisServer, Sandbox, WorkerProcess
 from s3tasks.store import Endpoint, Store
+from s3tasks.tasks import enqueuing_app
 from tests.conftest import REPOSITORY
 from tests.s3_proxy import Dropped, Forward, Request, Response, proxied
 
@@ -336,6 +337,36 @@ def test_finished_writes_are_remembered_for_twice_the_visibility_timeout(sandbox
     settings = S3Tasks(app).settings
     assert settings.redelivery_horizon_seconds == 100_000
     assert settings.retention_seconds == 100_000
+
+
+def test_a_ref_itself_may_be_passed_to_a_task(s3: S3Tasks, bucket: str) -> None:
+    written = s3.client.write(b"x", f"s3://{bucket}/k")
+    assert done(s3.read.delay(written)) == b"x"
+
+
+def test_a_misspelt_argument_is_refused_where_it_is_sent(s3: S3Tasks) -> None:
+    with pytest.raises(TypeError, match=r"^write\(\) .*contenttype"):
+        s3.write.delay(b"x", "s3://b/k", contenttype="text/plain")
+
+
+@pytest.mark.parametrize(("name", "value"), [("S3TASKS_ON_STALE", "orgin"), ("S3TASKS_LEDGER_URI", "redis://x")])
+def test_a_worker_does_not_start_with_settings_that_would_fail_its_tasks(sandbox: Sandbox, name: str, value: str) -> None:
+    with pytest.raises(RuntimeError, match=r"s3tasks: this worker cannot start: .*(on_stale|LEDGER_URI)"):
+        sandbox.start_worker("tests.integration.app", directory=REPOSITORY, environment={name: value})
+
+
+@pytest.mark.parametrize("ending", ["killed", "silent"])
+def test_a_producers_app_does_not_wait_for_ever_for_a_redis_that_is_down(settings: Settings, ending: str) -> None:
+    with RedisServer() as server:
+        toolkit = S3Tasks(enqueuing_app(server.url, server.url), settings)
+        toolkit.read.apply_async(("s3://b/k",), ignore_result=True)
+        if ending == "killed":
+            server.kill()
+        else:
+            server.pause()
+        with pytest.raises(Exception, match=r"(?i)connect|time|retry"):
+            toolkit.read.apply_async(("s3://b/k",), ignore_result=True)
+        toolkit.app.close()
 
 
 def test_tasks_belong_to_their_own_app_only(sandbox: Sandbox) -> None:
