@@ -18,7 +18,7 @@ local intent = record.intents[id]
 
 if intent and replaced(record, last(intent)) then
   local text = insert(record, id, intent.tickets[1], '0 ' .. (intent.does == 'd' and '!' or '*') .. ' * *')
-  finish(record, id)
+  finish(record, id, math.huge)
   save(record, ARGV[3])
   redis.call('SET', KEYS[2], text, 'EX', ARGV[4])
   return {'superseded', text}

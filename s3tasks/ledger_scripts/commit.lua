@@ -21,7 +21,7 @@ if not text or (deletes and tonumber(string.match(text, '^%d+')) ~= landed) then
   drop_replaced_by(record, landed)
   text = insert(record, id, landed, ARGV[4])
 end
-finish(record, id)
+finish(record, id, ticket)
 save(record, ARGV[5])
 redis.call('SET', KEYS[2], text, 'EX', ARGV[6])
 return text

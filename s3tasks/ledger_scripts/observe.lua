@@ -31,7 +31,7 @@ end
 if not end_attempt(record, id, ticket) then return '' end
 drop_replaced_by(record, ticket)
 local text = insert(record, id, first, rest)
-finish(record, id)
+finish(record, id, ticket)
 save(record, ARGV[4])
 redis.call('SET', KEYS[2], text, 'EX', ARGV[5])
 return text

@@ -135,10 +135,10 @@ local function end_attempt(record, id, ticket)
   return was_open
 end
 
--- The write is done, by one attempt or another: what may still land of it keeps nobody waiting.
-local function finish(record, id)
+-- The write is done by its attempt `ticket`: what may still land of older ones keeps nobody waiting. A newer one is under way.
+local function finish(record, id, ticket)
   local intent = record.intents[id]
-  if not intent or intent.does == 'd' then return end
+  if not intent or intent.does == 'd' or last(intent) > ticket then return end
   intent.does = 'f'
   keep_attempts(record, id, intent.tickets)
 end
