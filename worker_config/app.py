@@ -7,7 +7,9 @@ from celery import Celery
 
 from s3tasks import S3Tasks
 from worker_config import celeryconfig
+from worker_config.heartbeat import Heartbeat
 
 app = Celery("s3tasks-worker")
 app.config_from_object(celeryconfig)
+app.steps["consumer"].add(Heartbeat)
 s3 = S3Tasks(app)

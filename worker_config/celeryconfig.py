@@ -33,6 +33,8 @@ broker_transport_options = {
     # Looks for messages to bring back every 10 s rather than every 100 s.
     "unacked_restore_interval": 10,
     "unacked_restore_throttle": 1,
+    # Whoever looks holds a lock, in which a worker that is killed just then would leave all others for 300 s.
+    "unacked_mutex_expire": 30,
 }
 # A backend that does not answer is given up after 5 s, rather than tried for ever.
 result_backend_transport_options = {"retry_policy": {"timeout": 5.0}}
@@ -55,9 +57,12 @@ worker_prefetch_multiplier = 1
 # No task may hold its process for ever. Well below the visibility timeout, or the task would be delivered twice.
 task_soft_time_limit = int(os.environ.get("CELERY_TASK_SOFT_TIME_LIMIT_SECONDS", "600"))
 task_time_limit = task_soft_time_limit + 30
-# On SIGQUIT, running tasks get this long to finish before they are given back.
-worker_soft_shutdown_timeout = 30.0
+# On SIGQUIT (and SIGTERM with REMAP_SIGTERM=SIGQUIT), running tasks get this long to finish, then they are given back at once.
+worker_soft_shutdown_timeout = float(os.environ.get("CELERY_SOFT_SHUTDOWN_TIMEOUT_SECONDS", "30"))
 # After a lost connection the broker delivers the unacknowledged again: do not run the same task twice at once.
 worker_cancel_long_running_tasks_on_connection_loss = True
 # A web application that shares this configuration must not wait for ever for a connection.
 broker_pool_acquire_timeout = 10
+
+# What probe.py reads to tell a worker that hangs from one that waits for Redis; without it no file is written.
+heartbeat_file = os.environ.get("CELERY_HEARTBEAT_FILE", "")
