@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from s3tasks.errors import (
     InvalidRef,
     LedgerUnavailable,
+    LocalFileError,
     NoSuchKey,
     NotYetVisible,
     ObjectDeleted,
@@ -25,14 +26,14 @@ from s3tasks.errors import (
     Superseded,
     WriteConflict,
 )
+from s3tasks.outcomes import Outcome
 from s3tasks.refs import ObjectRef
 from s3tasks.settings import Settings
+from s3tasks.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from s3tasks.client import ConsistentS3
     from s3tasks.tasks import S3Tasks
-
-__version__ = "0.1.0"
 
 _LAZY = {"ConsistentS3": "s3tasks.client", "S3Tasks": "s3tasks.tasks"}
 
@@ -40,10 +41,12 @@ __all__ = [
     "ConsistentS3",
     "InvalidRef",
     "LedgerUnavailable",
+    "LocalFileError",
     "NoSuchKey",
     "NotYetVisible",
     "ObjectDeleted",
     "ObjectRef",
+    "Outcome",
     "OverlappingWrite",
     "PayloadTooLarge",
     "PreconditionFailed",

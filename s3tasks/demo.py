@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from s3tasks.errors import ObjectDeleted, S3TasksError
+from s3tasks.errors import ObjectDeleted
 from s3tasks.refs import ObjectRef
 from s3tasks.sandbox import Sandbox
 from s3tasks.store import Endpoint, Store
@@ -206,7 +206,7 @@ class _counted_retries:  # noqa: N801 - used as a context manager
 def files_in(directory: Path, most_files: int, most_bytes: int) -> tuple[list[Path], int]:
     """The first `most_files` readable files below a directory, by name, and how many were left out (too many, or too large)."""
     if not directory.is_dir():
-        raise S3TasksError(f"{directory} is not a directory: name one whose files can be read")
+        raise NotADirectoryError(f"{directory} is not a directory: name one whose files can be read")
     found = sorted(path for path in directory.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     fitting = [path for path in found if path.stat().st_size <= most_bytes]
     chosen = fitting[:most_files]

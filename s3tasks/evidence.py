@@ -66,11 +66,15 @@ class Current(Landed):
 
 @dataclass(frozen=True)
 class Record:
-    """All that the ledger holds about one object. An object that it knows nothing about has an empty record (`seq` 0)."""
+    """All that the ledger holds about one object. An object that it knows nothing about has an empty record (`seq` 0).
+
+    `uploads` are the multipart uploads that have begun and not been seen to end: upload id and write id of each.
+    """
 
     seq: int = 0
     intents: tuple[Intent, ...] = ()
     currents: tuple[Current, ...] = ()
+    uploads: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,3 +92,14 @@ class Served:
     marker: Marker | None = None
     content_type: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Awaited:
+    """A write that a reader waits for: the object's URI, the number of its commit, how old it was (in seconds, by the ledger's
+    clock) at the last probe that did not find it, and how many probes have been made."""
+
+    uri: str
+    committed: int
+    not_visible_at_seconds: float
+    probes: int

@@ -10,44 +10,24 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any, TypeVar
-from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
+from typing import Any
+from urllib.parse import quote
 
 import redis
-from redis.backoff import NoBackoff
-from redis.cluster import ClusterNode
-from redis.retry import Retry
-from redis.sentinel import Sentinel
 
 from s3tasks.errors import LedgerUnavailable
 from s3tasks.evidence import Current, Intent, Landed, Record
-from s3tasks.refs import ObjectRef, finished_key, record_key
-from s3tasks.settings import CLUSTER_SCHEMES, SENTINEL_SCHEMES, Settings
+from s3tasks.ledger_connection import Asker, connect, door, unavailable
+from s3tasks.ledger_spelling import current_of, record_of, rest_of, spelled_write_id, unknown_schema
+from s3tasks.refs import ObjectRef, endpoint_key, finished_key, gone_key, lags_key, record_key
+from s3tasks.settings import Settings
 
-SCHEMA = "1"
 SAFE_POLICY = "noeviction"
-_UNKNOWN, _DELETED = "*", "!"
-_KINDS: dict[str, dict[str, bool]] = {"w": {}, "d": {"deletes": True}, "f": {"finished": True}}
 _MICROSECONDS = 1_000_000
-# As in record.lua: beyond it a double, which is what Lua counts in, has no whole numbers left.
-_LARGEST_NUMBER = 9_000_000_000_000_000
-_DEFAULT_SENTINEL_PORT = 26379
-# What bounds it is how many threads ask at once; redis-py would refuse the hundred and first.
-_MOST_CONNECTIONS = 1_000_000
-
-# Not all of redis-py's errors derive from its RedisError, and a connection may break below it.
-REDIS_ERRORS: tuple[type[Exception], ...] = (
-    OSError,
-    *(kind for kind in vars(redis.exceptions).values() if isinstance(kind, type) and issubclass(kind, Exception)),
-)
-
-Entry = TypeVar("Entry", Intent, Current)
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +55,27 @@ class Busy:
     lease_seconds_left: float
 
 
+@dataclass(frozen=True)
+class Commit:
+    """A write that S3 has taken: see Ledger.commit."""
+
+    ref: ObjectRef
+    write_id: str
+    ticket: int
+    landed: Landed
+    landed_ticket: int
+
+
+@dataclass(frozen=True)
+class _Move:
+    """One call of a script, about one object and (mostly) one write."""
+
+    name: str
+    ref: ObjectRef
+    write_id: str | None
+    arguments: tuple[str | int | bytes, ...] = ()
+
+
 class Ledger:
     """The ledger on one Redis, shared by threads; connections are made when first used.
 
@@ -85,38 +86,56 @@ class Ledger:
         if settings.ledger_url is None:
             raise ValueError("no ledger_url: set S3TASKS_LEDGER_URL (or use a Celery app whose broker is Redis)")
         self._settings = settings
-        with _door("connect"):
-            self._redis = _connect(settings.ledger_url, settings.ledger_timeout_seconds)
+        with door("connect"):
+            self._redis = connect(settings.ledger_url, settings.ledger_timeout_seconds)
+        self._ask = Asker(self._redis)
 
     def lookup(self, ref: ObjectRef) -> Record:
-        """What is known about the object, in one plain read. A record that cannot be read counts as none, and is logged."""
+        """What is known about the object, in one plain read. A record that cannot be read counts as none, and is logged.
+
+        LedgerUnavailable, as for every move, for a record that a newer version keeps.
+        """
         key = record_key(self._settings.ledger_prefix, ref)
-        with _door("lookup"):
+        with door("lookup", self._redis):
             try:
-                return _record(self._redis.hgetall(key), ref)
+                return record_of(self._ask("HGETALL", key), ref)
             except redis.ResponseError as problem:
-                if not str(problem).startswith("WRONGTYPE"):
-                    raise
-        logger.warning("the ledger's record of %s is not a hash: treated as unknown", ref.uri)
-        return Record()
+                return _no_record(ref, problem)
+
+    def lookup_many(self, refs: Sequence[ObjectRef]) -> list[Record | LedgerUnavailable]:
+        """What is known about each of the objects, in one round trip; LedgerUnavailable for a record that a newer version keeps."""
+        prefix = self._settings.ledger_prefix
+        with door("lookup", self._redis):
+            pipeline = self._redis.pipeline(transaction=False)
+            for ref in refs:
+                pipeline.hgetall(record_key(prefix, ref))
+            said = pipeline.execute(raise_on_error=False)
+            return [_known(ref, fields) for ref, fields in zip(refs, said, strict=True)]
 
     def begin(self, ref: ObjectRef, write_id: str, *, deletes: bool = False) -> Opened | Finished | Busy:
         """Opens the write's intent, unless it has finished, has been replaced, or must wait for its turn.
 
         A write id whose intent is open already is a redelivery: it gets a new ticket on the same intent.
         """
+        return _begun(write_id, self._move(self._begin(ref, write_id, deletes)))
+
+    def begin_many(
+        self, writes: Sequence[tuple[ObjectRef, str]], *, deletes: bool = False
+    ) -> list[Opened | Finished | Busy | LedgerUnavailable]:
+        """Opens the intents of many writes (object and write id) in one round trip; what became of each, in order."""
+        answers = self._moves([self._begin(ref, write_id, deletes) for ref, write_id in writes])
+        return [
+            answer if isinstance(answer, LedgerUnavailable) else _begun(write_id, answer)
+            for (_, write_id), answer in zip(writes, answers, strict=True)
+        ]
+
+    def _begin(self, ref: ObjectRef, write_id: str, deletes: bool) -> _Move:
         settings = self._settings
         lease = int(settings.overlap_lease_seconds * _MICROSECONDS) if settings.on_overlap == "serialize" else 0
-        answer = self._move(
+        return _Move(
             "begin", ref, write_id,
-            "d" if deletes else "w", settings.retention_seconds, settings.redelivery_horizon_seconds, lease,
+            ("d" if deletes else "w", settings.retention_seconds, settings.redelivery_horizon_seconds, lease),
         )
-        said = answer[0].decode()
-        if said == "open":
-            return Opened(ticket=int(answer[1]), sole=answer[2] == 1)
-        if said == "busy":
-            return Busy(int(answer[1]) / _MICROSECONDS)
-        return Finished(_current(write_id, answer[1].decode()), superseded=said == "superseded")
 
     def commit(self, ref: ObjectRef, write_id: str, ticket: int, landed: Landed, *, landed_ticket: int) -> Current:
         """Makes the write current and remembers it as finished.
@@ -124,40 +143,107 @@ class Ledger:
         `ticket` is of the attempt that ends here, `landed_ticket` of the attempt whose bytes are in S3: another one only where
         a redelivery found the work done.
         """
+        move = self._commit(Commit(ref, write_id, ticket, landed, landed_ticket))
+        return current_of(write_id, self._move(move))
+
+    def commit_many(self, commits: Sequence[Commit]) -> list[Current | LedgerUnavailable]:
+        """Makes many writes current in one round trip; what became of each, in order."""
+        answers = self._moves([self._commit(commit) for commit in commits])
+        return [
+            answer if isinstance(answer, LedgerUnavailable) else current_of(commit.write_id, answer)
+            for commit, answer in zip(commits, answers, strict=True)
+        ]
+
+    def _commit(self, commit: Commit) -> _Move:
         settings = self._settings
-        text = self._move(
-            "commit", ref, write_id,
-            ticket, landed_ticket, _rest(landed), settings.retention_seconds, settings.redelivery_horizon_seconds,
+        return _Move(
+            "commit", commit.ref, commit.write_id,
+            (
+                commit.ticket, commit.landed_ticket, rest_of(commit.landed),
+                settings.retention_seconds, settings.redelivery_horizon_seconds,
+            ),
         )
-        return _current(write_id, text.decode())
 
     def abort(self, ref: ObjectRef, write_id: str, ticket: int) -> bool:
         """Ends an attempt that S3 has refused; False where other attempts keep the write's intent open."""
-        return bool(self._move("abort", ref, write_id, ticket, self._settings.retention_seconds))
+        return bool(self._move(_Move("abort", ref, write_id, (ticket, self._settings.retention_seconds))))
 
     def observe(self, ref: ObjectRef, intent: Intent, ticket: int, landed: Landed) -> Current | None:
         """Records an unfinished write that a reader was served as current; None where the record has moved on."""
         settings = self._settings
-        text = self._move(
-            "observe", ref, intent.write_id,
-            ticket, _rest(landed), settings.retention_seconds, settings.redelivery_horizon_seconds,
-        )
-        return _current(intent.write_id, text.decode()) if text else None
+        arguments = (ticket, rest_of(landed), settings.retention_seconds, settings.redelivery_horizon_seconds)
+        text = self._move(_Move("observe", ref, intent.write_id, arguments))
+        return current_of(intent.write_id, text) if text else None
 
     def adopt(self, ref: ObjectRef, judged: Record, landed: Landed) -> Current | None:
         """Makes somebody else's write the only current one; None where the record is no longer the one judged."""
-        text = self._move("adopt", ref, None, judged.seq, _rest(landed), self._settings.retention_seconds)
-        return _current("", text.decode()) if text else None
+        text = self._move(_Move("adopt", ref, None, (judged.seq, rest_of(landed), self._settings.retention_seconds)))
+        return current_of("", text) if text else None
 
     def forget(self, ref: ObjectRef) -> bool:
         """Removes the object's record: reads of it go unchecked until it is written again. False where there was none."""
-        return bool(self._move("forget", ref, None))
+        return bool(self._move(_Move("forget", ref, None)))
+
+    def note_upload(self, ref: ObjectRef, write_id: str, upload_id: str) -> None:
+        """Remembers that a multipart upload of the open write exists."""
+        self._move(_Move("note", ref, write_id, (quote(upload_id, safe=""), self._settings.retention_seconds)))
+
+    def upload_is_over(self, ref: ObjectRef, upload_id: str) -> None:
+        """Forgets a multipart upload that has been completed or aborted."""
+        with door("hdel", self._redis):
+            self._redis.hdel(record_key(self._settings.ledger_prefix, ref), f"u:{quote(upload_id, safe='')}")
+
+    def version_is_gone(self, ref: ObjectRef, version_id: str) -> bool:
+        """Whether the version is known to have been removed for good."""
+        with door("lookup", self._redis):
+            return bool(self._redis.exists(gone_key(self._settings.ledger_prefix, ref, version_id)))
+
+    def note_gone(self, ref: ObjectRef, version_id: str) -> None:
+        """Remembers that the version has been removed for good."""
+        settings = self._settings
+        with door("set", self._redis):
+            self._redis.set(gone_key(settings.ledger_prefix, ref, version_id), 1, ex=settings.retention_seconds)
+
+    def found(self, endpoint_url: str, bucket: str) -> dict[str, str]:
+        """What the endpoint was found to honour for the bucket: name and "yes" or "no"."""
+        with door("lookup", self._redis):
+            said = self._redis.hgetall(endpoint_key(self._settings.ledger_prefix, endpoint_url, bucket))
+        return {name.decode(): value.decode() for name, value in said.items()}
+
+    def note_found(self, endpoint_url: str, bucket: str, name: str, value: str) -> None:
+        """Remembers what the endpoint was found to honour, as long as writes are remembered."""
+        key = endpoint_key(self._settings.ledger_prefix, endpoint_url, bucket)
+        with door("hset", self._redis):
+            pipeline = self._redis.pipeline(transaction=False)
+            pipeline.hset(key, name, value)
+            pipeline.expire(key, self._settings.retention_seconds)
+            pipeline.execute()
+
+    def lags(self, endpoint_url: str, bucket: str) -> tuple[float, str]:
+        """Redis's clock in seconds since 1970, and the text of the histogram of lags (see s3tasks.lags) of an endpoint's bucket."""
+        with door("lags", self._redis):
+            clock, text = self._run("lags", [lags_key(self._settings.ledger_prefix, endpoint_url, bucket)], [])
+        return int(clock) / _MICROSECONDS, text.decode(errors="replace")
+
+    def note_seen(
+        self, endpoint_url: str, bucket: str, committed: int, since_probe_seconds: float, not_visible_at_seconds: float
+    ) -> float | None:
+        """Has the histogram learn that a write has become visible, and returns its age in seconds at the probe that found it.
+
+        `committed` is the write's number; the probe began `since_probe_seconds` ago, and at the age of `not_visible_at_seconds` the
+        write was not visible yet. None where another reader has told of this write.
+        """
+        key = lags_key(self._settings.ledger_prefix, endpoint_url, bucket)
+        spans = [int(span * _MICROSECONDS) for span in (since_probe_seconds, not_visible_at_seconds)]
+        with door("seen", self._redis):
+            age = int(self._run("seen", [key], [committed, *spans, self._settings.retention_seconds]))
+        return None if age < 0 else age / _MICROSECONDS
 
     def eviction_policy(self) -> str:
         """Redis's `maxmemory-policy`: anything but `noeviction` may drop records (and queued tasks) before their time."""
-        with _door("info"):
-            said = self._redis.info("memory")
-        # A cluster answers for each node.
+        with door("info", self._redis):
+            # redis-py asks one node of a cluster unless told otherwise; asked for all, it answers for each.
+            said = self._redis.info("memory", **({"target_nodes": "all"} if isinstance(self._redis, redis.RedisCluster) else {}))
         nodes = [said] if "maxmemory_policy" in said else list(said.values())
         policies = {str(node["maxmemory_policy"]) for node in nodes}
         return next((policy for policy in sorted(policies) if policy != SAFE_POLICY), SAFE_POLICY)
@@ -166,73 +252,60 @@ class Ledger:
         """Closes the connections."""
         self._redis.close()
 
-    def _move(self, name: str, ref: ObjectRef, write_id: str | None, *arguments: str | int) -> Any:
-        prefix = self._settings.ledger_prefix
-        keys = [record_key(prefix, ref)]
-        words: list[str | int] = list(arguments)
-        if write_id is not None:
-            keys.append(finished_key(prefix, ref, write_id))
-            words.insert(0, write_id)
-        source, digest = _script(name)
-        with _door(name):
+    def _move(self, move: _Move) -> Any:
+        keys, words = self._spelled(move)
+        with door(move.name, self._redis):
             try:
-                return self._redis.evalsha(digest, len(keys), *keys, *words)
-            except redis.exceptions.NoScriptError:
-                return self._redis.eval(source, len(keys), *keys, *words)
+                return self._run(move.name, keys, words)
+            except redis.ResponseError as problem:
+                raise _refusal(move, problem) from problem
 
+    def _run(self, name: str, keys: Sequence[str], words: Sequence[str | int | bytes]) -> Any:
+        source, digest = _script(name)
+        try:
+            return self._ask("EVALSHA", digest, len(keys), *keys, *words)
+        except redis.exceptions.NoScriptError:
+            return self._ask("EVAL", source, len(keys), *keys, *words)
 
-def _connect(url: str, timeout_seconds: float) -> Any:
-    """A client for the URL: of one Redis, of a cluster, or of the master that sentinels name (redis+sentinel://hosts/service/db)."""
-    scheme, _, rest = url.partition("://")
-    options: dict[str, Any] = {"socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds}
-    options["max_connections"] = _MOST_CONNECTIONS
-    if scheme != "unix":
-        options["socket_keepalive"] = True
-    plain_scheme = scheme.partition("+")[0]
-    if scheme in CLUSTER_SCHEMES:
-        return _cluster(urlsplit(f"{plain_scheme}://{rest}"), options)
-    # A pooled connection may have died with a restarted Redis: one fresh try, and no sleeping in here. Silence is not asked twice.
-    options["retry"] = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
-    if scheme in SENTINEL_SCHEMES:
-        return _master(urlsplit(url), plain_scheme == "rediss", options)
-    return redis.Redis.from_url(url, **options)
+    def _moves(self, moves: Sequence[_Move]) -> list[Any]:
+        """The answers to moves of one kind, asked in one round trip; LedgerUnavailable in place of those that got none."""
+        if not moves or isinstance(self._redis, redis.RedisCluster):
+            # redis-py sends no scripts through a cluster's pipeline.
+            return [self._moved(move) for move in moves]
+        # The first goes alone: Redis knows the script then, and a Redis that is away is asked once.
+        first = self._moved(moves[0])
+        if isinstance(first, LedgerUnavailable):
+            return [first] * len(moves)
+        try:
+            with door(moves[0].name, self._redis):
+                return [first, *self._pipelined(moves[1:])]
+        except LedgerUnavailable as problem:
+            return [first, *[problem] * (len(moves) - 1)]
 
+    def _pipelined(self, moves: Sequence[_Move]) -> list[Any]:
+        pipeline = self._redis.pipeline(transaction=False)
+        for move in moves:
+            keys, words = self._spelled(move)
+            pipeline.evalsha(_script(move.name)[1], len(keys), *keys, *words)
+        answers = pipeline.execute(raise_on_error=False)
+        return [
+            _refusal(move, answer) if isinstance(answer, Exception) else answer
+            for move, answer in zip(moves, answers, strict=True)
+        ]
 
-def _cluster(url: SplitResult, options: dict[str, Any]) -> Any:
-    """A client for the cluster that any one of the hosts knows."""
-    userinfo, at, _ = url.netloc.rpartition("@")
-    first, *others = _addresses(url, 6379)
-    nodes = [ClusterNode(host, port) for host, port in others]  # type: ignore[no-untyped-call]
-    host, port = first
-    host = f"[{host}]" if ":" in host else host
-    one = url._replace(netloc=f"{userinfo}{at}{host}:{port}")
-    return redis.RedisCluster.from_url(urlunsplit(one), startup_nodes=nodes, **options)
+    def _moved(self, move: _Move) -> Any:
+        try:
+            return self._move(move)
+        except LedgerUnavailable as problem:
+            return problem
 
-
-def _master(url: SplitResult, tls: bool, options: dict[str, Any]) -> Any:
-    userinfo, at, _ = url.netloc.rpartition("@")
-    service, _, database = url.path.strip("/").partition("/")
-    if database and not database.isdigit():
-        raise ValueError(f"ledger_url: {database!r} is not the number of a database")
-    # redis-py's own reading of credentials and options, for a URL of one host.
-    said = redis.connection.parse_url(f"redis://{userinfo}{at}-/{database or 0}?{url.query}")  # type: ignore[no-untyped-call]
-    said.pop("host")
-    sentinels = Sentinel(_addresses(url, _DEFAULT_SENTINEL_PORT), sentinel_kwargs=options)  # type: ignore[no-untyped-call]
-    return sentinels.master_for(service or "mymaster", ssl=tls, **{**options, **said})  # type: ignore[no-untyped-call]
-
-
-def _addresses(url: SplitResult, default_port: int) -> list[tuple[str, int]]:
-    hosts = [urlsplit(f"//{host}") for host in url.netloc.rpartition("@")[2].split(",")]
-    return [(host.hostname or "localhost", host.port or default_port) for host in hosts]
-
-
-@contextmanager
-def _door(operation: str) -> Iterator[None]:
-    """The one way out for redis-py's errors: all of them leave as LedgerUnavailable, with the client's words."""
-    try:
-        yield
-    except REDIS_ERRORS as problem:
-        raise LedgerUnavailable(operation, f"{type(problem).__name__}: {problem}") from problem
+    def _spelled(self, move: _Move) -> tuple[list[str], list[str | int | bytes]]:
+        prefix = self._settings.ledger_prefix
+        keys, words = [record_key(prefix, move.ref)], list(move.arguments)
+        if move.write_id is not None:
+            keys.append(finished_key(prefix, move.ref, move.write_id))
+            words.insert(0, spelled_write_id(move.write_id))
+        return keys, words
 
 
 @cache
@@ -242,76 +315,30 @@ def _script(name: str) -> tuple[str, str]:
     return source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 
-def _rest(landed: Landed) -> str:
-    etag = _DELETED if landed.deleted else _word(landed.etag)
-    size = _UNKNOWN if landed.size is None else str(landed.size)
-    return f"{landed.date} {etag} {_word(landed.version_id)} {size}"
+def _begun(write_id: str, answer: Any) -> Opened | Finished | Busy:
+    said = answer[0].decode()
+    if said == "open":
+        return Opened(ticket=int(answer[1]), sole=answer[2] == 1)
+    if said == "busy":
+        return Busy(int(answer[1]) / _MICROSECONDS)
+    return Finished(current_of(write_id, answer[1]), superseded=said == "superseded")
 
 
-def _word(text: str | None) -> str:
-    return _UNKNOWN if text is None else quote(text, safe="")
+def _refusal(move: _Move, problem: Exception) -> LedgerUnavailable:
+    _, told, schema = str(problem).partition("S3TASKSSCHEMA ")
+    return unknown_schema(move.name, move.ref, schema) if told else unavailable(move.name, problem)
 
 
-def _current(write_id: str, text: str) -> Current:
-    begun, committed, date, etag, version_id, size = text.split(" ")
-    return Current(
-        write_id=write_id,
-        begun=_number(begun),
-        committed=_number(committed),
-        date=_number(date),
-        etag=None if etag in (_UNKNOWN, _DELETED) else _unquoted(etag),
-        version_id=None if version_id == _UNKNOWN else _unquoted(version_id),
-        size=None if size == _UNKNOWN else _number(size),
-        deleted=etag == _DELETED,
-    )
-
-
-def _intent(write_id: str, text: str) -> Intent:
-    does, first, *later = text.split(" ")
-    return Intent(write_id, (_number(first), *map(_number, later)), **_KINDS[does])
-
-
-def _number(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,16}", text) or int(text) > _LARGEST_NUMBER:
-        raise ValueError(f"{text:.40} is no number that a record may hold")
-    return int(text)
-
-
-def _unquoted(word: str) -> str:
-    text = unquote(word, errors="strict")
-    if any(character < " " or character == "\x7f" or character > "\xff" for character in text):
-        raise ValueError("what goes into a header holds no such character")
-    return text
-
-
-def _record(fields: dict[bytes, bytes], ref: ObjectRef) -> Record:
-    schema = fields.get(b"v", SCHEMA.encode()).decode(errors="replace")
-    if schema != SCHEMA:
-        logger.warning("the ledger's record of %s has schema %.20s, this is %s: treated as unknown", ref.uri, schema, SCHEMA)
-        return Record()
-    seq = _seq(fields.get(b"seq", b"0"))
-    # What the record has not counted yet was not put there by a move.
-    return Record(
-        seq,
-        tuple(intent for intent in _readable(fields, b"i:", _intent, ref) if intent.last <= seq),
-        tuple(current for current in _readable(fields, b"c:", _current, ref) if current.committed <= seq),
-    )
-
-
-def _seq(value: bytes) -> int:
+def _known(ref: ObjectRef, said: Any) -> Record | LedgerUnavailable:
     try:
-        return _number(value.decode())
-    except ValueError:
-        return 0
+        return _no_record(ref, said) if isinstance(said, Exception) else record_of(said, ref)
+    except LedgerUnavailable as problem:
+        return problem
 
 
-def _readable(
-    fields: dict[bytes, bytes], kind: bytes, read: Callable[[str, str], Entry], ref: ObjectRef
-) -> Iterator[Entry]:
-    for name, value in fields.items():
-        if not name.startswith(kind):
-            continue
-        try:
-            yield read(name[2:].decode(errors="surrogateescape"), value.decode())
-        except (ValueError, KeyError):
-            logger.warning("the ledger's record of %s holds garbage in %.80r: passed over", ref.uri, name)
+def _no_record(ref: ObjectRef, problem: Exception) -> Record:
+    """An empty record, for a key that holds something else; any other problem is raised."""
+    if not (isinstance(problem, redis.ResponseError) and str(problem).startswith("WRONGTYPE")):
+        raise problem
+    logger.warning("the ledger's record of %s is not a hash: treated as unknown", ref)
+    return Record()

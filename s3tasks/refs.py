@@ -9,12 +9,12 @@ import dataclasses
 import hashlib
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote
 
-from s3tasks.errors import InvalidRef
+from s3tasks.errors import InvalidRef, one_line
 
 MAX_KEY_BYTES = 1024
 MARKER_METADATA_KEY = "s3tasks-write"
@@ -46,7 +46,7 @@ def checked_etag(given: object) -> str:
     """The normal form of an ETag that a caller names; ValueError for what cannot be one."""
     etag = normal_etag(given) if isinstance(given, str) else None
     if etag is None or not _ETAG.fullmatch(etag):
-        raise ValueError(f"{_shown(_picture(given))} is not an ETag: give it as a ref carries it")
+        raise ValueError(f"{_shown(_picture(given)) or repr(given)} is not an ETag: give it as a ref carries it")
     return etag
 
 
@@ -76,6 +76,9 @@ class ObjectRef:
     def uri(self) -> str:
         """`s3://bucket/key`, with the key as it is: nothing in it is percent-encoded."""
         return f"s3://{self.bucket}/{self.key}"
+
+    def __str__(self) -> str:
+        return one_line(self.uri)
 
     @property
     def exact(self) -> bool:
@@ -108,7 +111,18 @@ class ObjectRef:
 
     def plain(self) -> ObjectRef:
         """The same object, without saying which write of it."""
-        return ObjectRef(self.bucket, self.key)
+        says_more = self.exact or self.deleted or self.version_id is not None or self.size is not None
+        return ObjectRef(self.bucket, self.key) if says_more else self
+
+
+def listed(verb: str, given: object) -> list[Any]:
+    """What a verb for many is to do, one by one; TypeError for what would come apart into something else, or not at all."""
+    if isinstance(given, str | bytes | Mapping | ObjectRef) or not isinstance(given, Iterable):
+        raise TypeError(f"{verb} takes a list, one entry for each object, not {type(given).__name__}")
+    return list(given)
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(ObjectRef))
 
 
 def _parse_uri(given: str) -> ObjectRef:
@@ -121,9 +135,9 @@ def _parse_uri(given: str) -> ObjectRef:
 
 
 def _parse_dict(given: Mapping[str, Any]) -> ObjectRef:
-    known = {name.name: given[name.name] for name in dataclasses.fields(ObjectRef) if name.name in given}
-    missing = {"bucket", "key"} - known.keys()
-    if missing:
+    known = {name: given[name] for name in _FIELDS if name in given}
+    if "bucket" not in known or "key" not in known:
+        missing = {"bucket", "key"} - known.keys()
         raise InvalidRef(_shown(_picture(dict(given))), f"it has no {' and no '.join(sorted(missing))}")
     if isinstance(known.get("etag"), str):
         # An etag that says nothing must not make an exact ref into one that takes any write.
@@ -186,9 +200,41 @@ def record_key(prefix: str, ref: ObjectRef) -> str:
     return f"{prefix}:key:{{{ref.bucket}/{ref.key}}}"
 
 
+def record_pattern(prefix: str, bucket: str | None, key_prefix: str) -> str:
+    """The pattern (of Redis's SCAN) that the keys of records fit, of one bucket and beginning of key or of all."""
+    wanted = "" if bucket is None else f"{bucket}/{key_prefix}"
+    literal = re.sub(r"([*?\[\]\\^-])", r"\\\1", f"{prefix}:key:{{{wanted}")
+    return f"{literal}*}}"
+
+
+def ref_of_record(prefix: str, key: bytes) -> ObjectRef:
+    """The object whose record has this Redis key; InvalidRef where it is the key of no record."""
+    name = key.decode(errors="replace").removeprefix(f"{prefix}:key:{{").removesuffix("}")
+    return ObjectRef.parse(f"s3://{name}")
+
+
 def finished_key(prefix: str, ref: ObjectRef, write_id: str) -> str:
     """The Redis key that remembers a finished write. The write id is percent-encoded: no two pairs of key and id share a name."""
     return f"{prefix}:write:{{{ref.bucket}/{ref.key}}}:{quote(write_id, safe='')}"
+
+
+def gone_key(prefix: str, ref: ObjectRef, version_id: str) -> str:
+    """The Redis key that remembers a version as removed for good."""
+    return f"{prefix}:gone:{{{ref.bucket}/{ref.key}}}:{quote(version_id, safe='')}"
+
+
+def endpoint_key(prefix: str, endpoint_url: str, bucket: str) -> str:
+    """The Redis key that remembers what an endpoint was found to honour for a bucket. URLs may hold secrets, so it is hashed."""
+    return f"{prefix}:endpoint:{_endpoint_hash(endpoint_url, bucket)}"
+
+
+def lags_key(prefix: str, endpoint_url: str, bucket: str) -> str:
+    """The Redis key of the histogram of lags with which the endpoint serves the bucket. Hashed as `endpoint_key` is."""
+    return f"{prefix}:lags:{_endpoint_hash(endpoint_url, bucket)}"
+
+
+def _endpoint_hash(endpoint_url: str, bucket: str) -> str:
+    return hashlib.sha256(f"{endpoint_url} {bucket}".encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

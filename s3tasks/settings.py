@@ -5,6 +5,7 @@ It never connects to anything, and never shows a secret.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import math
 import os
@@ -18,6 +19,12 @@ CONF_PREFIX = "s3tasks_"
 LEDGER_SCHEMES = ("redis", "rediss", "unix")
 CLUSTER_SCHEMES = ("redis+cluster", "rediss+cluster")
 SENTINEL_SCHEMES = ("redis+sentinel", "rediss+sentinel")
+
+# S3's own bounds for the parts of a multipart upload, and for what one CopyObject takes (AWS, "Amazon S3 multipart upload limits").
+_LEAST_PART = 5 * 1024 * 1024
+_MOST_PART = 5 * 1024 * 1024 * 1024
+
+_SECRETS = frozenset({"sse_customer_key"})
 
 _Check = Callable[[Any], "str | None"]
 
@@ -51,6 +58,29 @@ def _splits(url: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _directory(value: Any) -> str | None:
+    good = value is None or (isinstance(value, str) and os.path.isabs(value) and "\0" not in value)
+    return None if good else "must be the absolute path of a directory"
+
+
+def _host(value: Any) -> str | None:
+    good = isinstance(value, str) and value and value.isascii() and value.isprintable() and not set(value) & set(" /@")
+    return None if good else "must be an address of this machine, such as 127.0.0.1 or 0.0.0.0"
+
+
+def _account(value: Any) -> str | None:
+    good = value is None or (isinstance(value, str) and value.isascii() and value.isdigit() and len(value) == 12)
+    return None if good else "must be an AWS account id, 12 digits"
+
+
+def _sse_key(value: Any) -> str | None:
+    try:
+        good = value is None or len(base64.b64decode(value, validate=True)) == 32
+    except (ValueError, TypeError):
+        good = False
+    return None if good else "must be 32 bytes in base64"
 
 
 def _prefix(value: Any) -> str | None:
@@ -91,7 +121,7 @@ class Settings:
     )
     connect_timeout_seconds: float = _setting(5.0, "how long connecting to S3 may take", _number(0.01, 300))
     read_timeout_seconds: float = _setting(60.0, "how long S3 may stay silent", _number(0.01, 3600))
-    store_attempts: int = _setting(3, "how often botocore tries one call in all", _number(1, 10))
+    store_attempts: int = _setting(3, "how often a call to S3 is tried in all, before the error surfaces", _number(1, 10))
     pool_connections: int = _setting(
         64, "connections to S3 kept per process; at least the worker's concurrency in threads", _number(1, 10000)
     )
@@ -122,14 +152,52 @@ class Settings:
         300.0, "how long a task waits for Redis or S3 to come back, or for its turn", _number(0, 86400)
     )
     brief_wait_seconds: float = _setting(
-        0.05, "how much of that is waited in the worker before the task is requeued", _number(0, 60)
+        0.03, "how much of that is waited in the worker, if the next probe is so near, rather than requeued", _number(0, 60)
+    )
+    probe_schedule: str = _setting(
+        "learn",
+        "learn: probes come where the lags that were seen before make them worth while; square: always at t = c * n * n",
+        _choice("learn", "square"),
     )
     probe_spacing_seconds: float = _setting(
-        0.015, "c in the schedule of probes at t = c * n * n after the first", _number(0.001, 60)
+        0.0625, "c in probes at t = c * n * n after the first, until enough lags have been seen", _number(0.001, 60)
     )
     probe_gap_limit_seconds: float = _setting(30.0, "longest gap between two probes", _number(0.001, 3600))
     max_inline_bytes: int = _setting(262144, "largest body in a message or result", _number(0, 536870912))
+    max_batch_inline_bytes: int = _setting(
+        4194304, "largest sum of bodies in one message or result of write_many and read_many", _number(0, 536870912)
+    )
     allowed_buckets: tuple[str, ...] = _setting((), "buckets that may be used; none named: all")
+    file_root: str | None = _setting(
+        None, "directory that the upload and download tasks may use, with all below it; unset: they are off", _directory
+    )
+    multipart_threshold_bytes: int = _setting(
+        8388608, "from which size files and streams are written, read and copied in parts", _number(_LEAST_PART, _MOST_PART)
+    )
+    part_bytes: int = _setting(8388608, "size of a part, 5 MiB or more as S3 demands", _number(_LEAST_PART, _MOST_PART))
+    concurrent_requests: int = _setting(
+        10, "requests at once of one call that moves a large object or many objects", _number(1, 1000)
+    )
+    conditional_writes: str = _setting(
+        "probe",
+        "probe: whether an endpoint honours if_match and if_none_match is tried out once; trust: it does; refuse: it does not",
+        _choice("probe", "trust", "refuse"),
+    )
+    expected_bucket_owner: str | None = _setting(None, "AWS account that every bucket must belong to", _account)
+    requester_pays: bool = _setting(False, "pay for requests to buckets whose owner does not (requester pays)")
+    sse_customer_key: str | None = _setting(
+        None, "key of your own (SSE-C), 32 bytes in base64, for every object written and read; never in a message", _sse_key
+    )
+    cache_dir: str | None = _setting(
+        None, "directory of this user's where workers of one machine keep bodies they have read; unset: no cache", _directory
+    )
+    metrics_port: int = _setting(
+        0, "port of each worker's metrics for Prometheus, one of its own for each worker of a machine; 0: none", _number(0, 65535)
+    )
+    metrics_address: str = _setting(
+        "127.0.0.1", "address that the metrics are served on; 0.0.0.0: all of this machine's, for scrapes from elsewhere", _host
+    )
+    cache_max_bytes: int = _setting(1073741824, "most that the cache may hold", _number(1048576, 2**50))
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -147,6 +215,8 @@ class Settings:
                 "store_consistency='strong' means that reads and writes go to one endpoint, but read_endpoint_url "
                 "names another: unset one of the two"
             )
+        if self.cache_dir is not None and self.sse_customer_key is not None:
+            raise ValueError("cache_dir would keep in clear what sse_customer_key encrypts: unset one of the two")
         if self.redelivery_horizon_seconds > self.retention_seconds:
             raise ValueError(
                 f"redelivery_horizon_seconds={self.redelivery_horizon_seconds} is longer than "
@@ -245,6 +315,8 @@ def without_credentials(url: str) -> str:
 
 
 def _shown(name: str, value: Any) -> Any:
+    if name in _SECRETS and value is not None:
+        return "***"
     if not name.endswith("_url") or value is None:
         return value
     return without_credentials(value) if isinstance(value, str) else f"a {type(value).__name__}"

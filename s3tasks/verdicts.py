@@ -9,7 +9,7 @@ may the reader have it? "Serves a write" means: the served object carries that w
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from s3tasks.evidence import Current, Intent, Record, Served
 from s3tasks.refs import ObjectRef
@@ -67,14 +67,17 @@ def promised(record: Record, wanted: ObjectRef, latest: bool) -> tuple[Current, 
     return tuple(current for current in record.currents if _named_by(current, wanted))
 
 
+def sole_etag(record: Record, wanted: ObjectRef, latest: bool) -> str | None:
+    """The etag of the one current write that may be served, which a cache may answer with; None where S3 must be asked."""
+    candidates = () if _unfinished(record) else promised(record, wanted, latest)
+    return candidates[0].etag if len(candidates) == 1 else None
+
+
 def expected_etag(record: Record, wanted: ObjectRef, latest: bool) -> str | None:
     """The one etag that an answer must have, where there is exactly one: what If-Match may be sent with, else None."""
-    if any(not intent.finished for intent in record.intents):
-        return None
-    candidates = promised(record, wanted, latest)
-    if not _knows(record, wanted):
-        return None if latest else wanted.etag
-    return candidates[0].etag if len(candidates) == 1 else None
+    if _knows(record, wanted):
+        return sole_etag(record, wanted, latest)
+    return None if latest or _unfinished(record) else wanted.etag
 
 
 def before_asking(record: Record, wanted: ObjectRef, latest: bool, rules: Rules) -> Verdict | None:
@@ -109,6 +112,24 @@ def judge(
         if serves(served, current):
             return case.current_write(current)
     return case.outside_write(served) if served.marker is None else case.other_write_of_ours(served)
+
+
+def with_origin(at_origin: Judgement, served: Served | None, origin_served: Served | None) -> Judgement:
+    """What an answer is, whose verdict was ASK_ORIGIN, once the origin's own has been judged: that judgement, if it is of the same
+    object."""
+    good = at_origin.verdict in (Verdict.FRESH, Verdict.UNKNOWN)
+    if good and not _same_object(served, origin_served, at_origin.current):
+        return replace(at_origin, verdict=Verdict.NOT_YET_VISIBLE if served is None else Verdict.STALE)
+    return at_origin
+
+
+def _same_object(served: Served | None, at_origin: Served | None, current: Current | None) -> bool:
+    """Whether the answer in hand is of the object that the origin's was found good for."""
+    if served is None or at_origin is None:
+        return False
+    if current is not None and serves(served, current):
+        return True
+    return (served.etag, served.marker) == (at_origin.etag, at_origin.marker)
 
 
 def serves(served: Served, current: Current) -> bool:
@@ -202,6 +223,10 @@ class _Case:
 def _knows(record: Record, wanted: ObjectRef) -> bool:
     """Whether the record bears on the ref: it has current writes, and is not older than the write that the ref names."""
     return bool(record.currents) and (wanted.seq is None or wanted.seq <= record.seq)
+
+
+def _unfinished(record: Record) -> bool:
+    return any(not intent.finished for intent in record.intents)
 
 
 def _named_by(current: Current, wanted: ObjectRef) -> bool:

@@ -14,8 +14,7 @@ if record.intents[id] then
   return 0
 end
 if does == 'd' and record.currents[id] then
-  redis.call('HDEL', KEYS[1], 'c:' .. id)
-  record.currents[id] = nil
+  drop_current(record, id)
 end
 if next(record.intents) or next(record.currents) then save(record, ARGV[3]) else redis.call('DEL', KEYS[1]) end
 return 1

@@ -17,7 +17,7 @@ if not record then return problem end
 local intent = record.intents[id]
 
 if intent and replaced(record, last(intent)) then
-  local text = insert(record, id, intent.tickets[1], '0 ' .. (intent.does == 'd' and '!' or '*') .. ' * *')
+  local text = insert(record, id, intent.tickets[1], UNKNOWN_DATE .. (intent.does == 'd' and DELETED or UNKNOWN))
   finish(record, id, math.huge)
   save(record, ARGV[3])
   redis.call('SET', KEYS[2], text, 'EX', ARGV[4])

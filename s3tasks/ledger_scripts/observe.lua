@@ -1,6 +1,6 @@
 -- observe: a reader was served what an open intent wrote (or, for a delete, nothing). The write becomes current.
 -- KEYS[1] the record   KEYS[2] the finished-write memory of this write id
--- ARGV[1] write id   [2] ticket that the served marker carries; for a delete any open one   [3] "<date> <etag> <version id> <size>"
+-- ARGV[1] write id   [2] ticket that the served marker carries; for a delete any open one   [3] rest
 --     [4] retention, seconds   [5] redelivery horizon, seconds
 -- A write that has been replaced is recorded only if what was served is not older than any current write.
 -- A delete is recorded beside what it deletes, keeps its intent and is not remembered as finished: a 404 does not prove that S3 was
@@ -17,13 +17,13 @@ if intent.does == 'd' then
   -- A 404 has no date of its own, and the time of the answer would hide what somebody else has written since.
   local newest = 0
   for _, current in pairs(record.currents) do newest = math.max(newest, current.date) end
-  local text = insert(record, id, first, whole(newest) .. string.match(rest, '^%d+(.*)$'))
+  local text = insert(record, id, first, struct.pack('>I4', newest) .. string.sub(rest, 5))
   save(record, ARGV[4])
   return text
 end
 
 if replaced(record, last(intent)) then
-  local date = tonumber(string.match(rest, '^%d+'))
+  local date = struct.unpack('>I4', rest)
   for _, current in pairs(record.currents) do
     if date < current.date then return '' end
   end

@@ -1,23 +1,20 @@
-"""For a person: the commands `s3tasks demo` and `s3tasks dev`; the only room that prints.
+"""`s3tasks demo` and `s3tasks dev`: the whole of it on this machine, to look at and to try things on.
 
-It never holds logic that a program would want too.
+It never touches a Redis or an S3 that it has not started itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from s3tasks import __version__
-from s3tasks.errors import S3TasksError
+from s3tasks.cli.terminal import DONE, FAILED, Surroundings, interrupt, put, put_json, say
 from s3tasks.refs import ObjectRef
 
 if TYPE_CHECKING:
@@ -30,23 +27,8 @@ _HISTOGRAM_ROWS = 8
 _DEMO_BODY_BYTES = 4 * 1024 * 1024
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status: 0 done, 1 a check failed, 2 it could not be tried, 130 interrupted."""
-    options = _parser().parse_args(arguments)
-    try:
-        status: int = options.run(options)
-    except KeyboardInterrupt:
-        return 130
-    except (S3TasksError, RuntimeError, ValueError, OSError) as problem:
-        print(f"s3tasks {options.command}: {problem}", file=sys.stderr)
-        return 2
-    return status
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="s3tasks", description="S3 as Celery tasks that never hand out stale data.")
-    parser.add_argument("--version", action="version", version=f"s3tasks {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+def add_to(commands: Any) -> None:
+    """Adds the commands."""
     demo = commands.add_parser("demo", help="run the main job on an embedded Redis and S3, next to the naive way")
     demo.set_defaults(run=_demo)
     demo.add_argument("--path", type=Path, help="directory whose files are written (default: the s3tasks sources)")
@@ -63,20 +45,19 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--seed", type=int, help="makes the lags drawn repeatable")
         command.add_argument("--concurrency", type=int, default=2, help="worker processes (default: 2)")
-    return parser
 
 
-def _demo(options: argparse.Namespace) -> int:
+def _demo(options: argparse.Namespace, _: Surroundings) -> int:
     from s3tasks import demo
     from s3tasks.settings import Settings
     from s3tasks.store import Store
     from s3tasks.tasks import S3Tasks, enqueuing_app
 
-    root = options.path or Path(__file__).parent
+    root = options.path or Path(__file__).parents[1]
     files, left_out = demo.files_in(root, options.files, _DEMO_BODY_BYTES)
     if not files:
-        raise S3TasksError(f"{root} has no files to work on: give another --path, or a larger --files")
-    _say(f"{len(files)} files of {root}" + (f" ({left_out} more left out: see --files)" if left_out else ""))
+        raise ValueError(f"{root} has no files to work on: give another --path, or a larger --files")
+    say(f"{len(files)} files of {root}" + (f" ({left_out} more left out: see --files)" if left_out else ""))
     with _stack(options, {"S3TASKS_MAX_INLINE_BYTES": str(2 * _DEMO_BODY_BYTES)}) as sandbox:
         sandbox.create_bucket("demo")
         settings = Settings.from_env()
@@ -89,11 +70,14 @@ def _demo(options: argparse.Namespace) -> int:
             naive.close()
             toolkit.client.close()
             toolkit.app.close()
-    print(json.dumps(report.figures(), indent=2) if options.json else _table(report))
-    return 0 if report.passed else 1
+    if options.json:
+        put_json(report.figures())
+    else:
+        put(_table(report))
+    return DONE if report.passed else FAILED
 
 
-def _dev(options: argparse.Namespace) -> int:
+def _dev(options: argparse.Namespace, _: Surroundings) -> int:
     ObjectRef(options.bucket, "any")
     with _stack(options, {}, with_worker=not options.no_worker) as sandbox:
         sandbox.create_bucket(options.bucket)
@@ -114,7 +98,7 @@ def _dev(options: argparse.Namespace) -> int:
             while sandbox.redis.running:
                 threading.Event().wait(_LOOK_SECONDS)
             raise RuntimeError("the Redis has ended, and with it the stack: start it again")
-    return 0
+    return DONE
 
 
 class _stack:  # noqa: N801 - used as a context manager
@@ -130,8 +114,8 @@ class _stack:  # noqa: N801 - used as a context manager
 
     def __enter__(self) -> Sandbox:
         # Ends what was started also when this process is told to stop; Ctrl-C does so by itself.
-        signal.signal(signal.SIGTERM, _interrupt)
-        _say("starting Redis, S3, a lagging replica" + (" and a worker …" if self._with_worker else " …"))
+        signal.signal(signal.SIGTERM, interrupt)
+        say("starting Redis, S3, a lagging replica" + (" and a worker …" if self._with_worker else " …"))
         sandbox = self._sandbox.start()
         try:
             os.environ.update({**sandbox.environment(), **self._environment})
@@ -149,21 +133,13 @@ class _stack:  # noqa: N801 - used as a context manager
         self._sandbox.close()
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def _worker_directory() -> Path:
     """Where `celery -A worker_config` runs: the folder of the repository, or the copy that an installed package carries."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     for directory in (package / "_deploy", package.parent):
         if (directory / "worker_config").is_dir():
             return directory
-    raise S3TasksError(f"there is no worker_config beside {package}: run this from a clone, or reinstall s3tasks")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    raise RuntimeError(f"there is no worker_config beside {package}: run this from a clone, or reinstall s3tasks")
 
 
 def _progress(done: int, total: int) -> None:
@@ -172,7 +148,7 @@ def _progress(done: int, total: int) -> None:
         end = "\n" if done == total else ""
         print(f"\r{'█' * filled}{'░' * (_BAR_WIDTH - filled)} {done}/{total} steps", end=end, file=sys.stderr, flush=True)
     elif done == total:
-        _say(f"{done}/{total} steps")
+        say(f"{done}/{total} steps")
 
 
 def _table(report: Report) -> str:
@@ -212,7 +188,3 @@ def _histogram(values: list[float]) -> list[str]:
         f"{row * width:5.2f} to {(row + 1) * width:5.2f} {'█' * round(count * scale)} {count}"
         for row, count in enumerate(counts)
     ]
-
-
-if __name__ == "__main__":
-    sys.exit(main())
