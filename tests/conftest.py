@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from s3tasks import ConsistentS3, ObjectRef, S3Tasks, Settings
@@ -17,6 +19,14 @@ from s3tasks.sandbox import Sandbox, WorkerProcess
 from s3tasks.store import Store
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# What a script starts with & ignores Ctrl-C, and so do the processes that it starts, some of which are told to end like that here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A slow machine is no reason for a test to fail.
+hypothesis.settings.register_profile("without deadlines", deadline=None)
+hypothesis.settings.load_profile("without deadlines")
 
 
 @pytest.fixture(scope="session")
@@ -122,4 +132,8 @@ def s3(sandbox: Sandbox, worker: WorkerProcess, monkeypatch: pytest.MonkeyPatch)
     toolkit = make_app()[1]
     yield toolkit
     toolkit.client.close()
+    # Celery leaves its connections to the garbage collector, and a result that is collected later would open one again.
+    toolkit.app.backend.result_consumer.stop()
+    toolkit.app.backend.result_consumer.cancel_for = lambda _task_id: None
+    toolkit.app.backend.client.connection_pool.disconnect()
     toolkit.app.close()

@@ -29,7 +29,7 @@ from tests.conftest import REPOSITORY
 
 Connect = Callable[[Settings], ConsistentS3]
 
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 120
 CHAINS = 200
 FULL_POOL = "Connection pool is full"
 LINUX = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts sockets in /proc")

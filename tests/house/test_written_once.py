@@ -11,10 +11,12 @@ from typing import Any
 
 import botocore.session
 import pytest
+from botocore import xform_name
 from celery.app.defaults import SETTING_KEYS
 
 import s3tasks
 from s3tasks import Settings, errors, store
+from s3tasks.store import answers, clients, model, parts
 from tests.house.written_once import (
     CELERY_MEANINGS,
     CELERYCONFIG,
@@ -35,7 +37,7 @@ from tests.house.written_once import (
 from tests.unit.verdict_rows import ROWS
 
 # Names in celeryconfig.py that Celery passes over.
-HELPERS = {"visibility_timeout_seconds"}
+HELPERS = {"visibility_timeout_seconds", "heartbeat_file"}
 
 CONFIG_TEXT = CELERYCONFIG.read_text()
 CONFIG_LINES = CONFIG_TEXT.splitlines()
@@ -230,80 +232,63 @@ def test_the_celery_configuration_holds_settings_only() -> None:
 # --- S3's names ---
 
 SERVICE = botocore.session.get_session().get_service_model("s3")
-STORE_TREE = ast.parse((REPOSITORY / "s3tasks" / "store.py").read_text())
-OPERATIONS = {"put": "PutObject", "get": "GetObject", "head": "HeadObject", "delete": "DeleteObject"}
+STORE_TREES = [ast.parse(path.read_text()) for path in sorted((REPOSITORY / "s3tasks" / "store").glob("*.py"))]
+WRITES = ("PutObject", "CopyObject", "CompleteMultipartUpload")
 
 
 def members(operation: str, shape: str) -> set[str]:
     return set(getattr(SERVICE.operation_model(operation), shape).members)
 
 
-def function_of(tree: ast.AST, name: str) -> ast.FunctionDef:
-    return next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == name)
+def function_of(name: str) -> ast.FunctionDef:
+    nodes = [node for tree in STORE_TREES for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == name]
+    assert len(nodes) == 1
+    return nodes[0]
 
 
-def names_sent(function: ast.AST) -> set[str]:
-    """Parameters of S3 as the function spells them: keyword arguments, keys of dicts and of items that are set."""
-    found: list[ast.expr | str | None] = []
-    for node in ast.walk(function):
-        if isinstance(node, ast.Call):
-            found += [keyword.arg for keyword in node.keywords]
-        elif isinstance(node, ast.Dict):
-            found += node.keys
-        elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
-            found.append(node.slice)
-    texts = {item.value if isinstance(item, ast.Constant) else item for item in found}
-    return {text for text in texts if isinstance(text, str) and text[0].isupper()}
-
-
-def names_taken(function: ast.AST, answer: str = "said") -> set[str]:
+def names_taken(function: ast.AST) -> set[str]:
     """Fields of an answer that the function reads with `said.get("…")`."""
-    calls = [node for node in ast.walk(function) if isinstance(node, ast.Call) and ast.unparse(node.func) == f"{answer}.get"]
+    calls = [node for node in ast.walk(function) if isinstance(node, ast.Call) and ast.unparse(node.func) == "said.get"]
     return {str(call.args[0].value) for call in calls if isinstance(call.args[0], ast.Constant)}
 
 
-STORE_CLASS = next(node for node in ast.walk(STORE_TREE) if isinstance(node, ast.ClassDef) and node.name == "Store")
+def test_the_parameters_that_are_ours_are_parameters_of_the_operations_that_write() -> None:
+    known = set().union(*(members(operation, "input_shape") for operation in ("PutObject", "CopyObject")))
+
+    assert known >= model._OURS | model._OURS_ALONE
 
 
-def test_the_parameters_that_are_ours_are_parameters_of_put_object() -> None:
-    assert members("PutObject", "input_shape") >= store.OUR_PUT_PARAMETERS
-
-
-def test_the_parameters_that_a_put_sends_are_known_as_ours() -> None:
-    sent = names_sent(function_of(STORE_CLASS, "put")) | names_sent(function_of(STORE_TREE, "parameters"))
-
-    assert sent == store.OUR_PUT_PARAMETERS
-
-
-@pytest.mark.parametrize(("verb", "operation"), OPERATIONS.items())
-def test_every_parameter_that_is_sent_is_one_that_s3_has(verb: str, operation: str) -> None:
-    sent = names_sent(function_of(STORE_CLASS, verb))
-
-    assert sent >= {"Bucket", "Key"}
-    assert sent <= members(operation, "input_shape")
-
-
-@pytest.mark.parametrize("operation", ["PutObject", "DeleteObject"])
+@pytest.mark.parametrize("operation", [*WRITES, "DeleteObject"])
 def test_a_condition_is_sent_to_operations_that_have_it(operation: str) -> None:
-    sendable = {"PutObject": store.Condition(if_none_match=True), "DeleteObject": store.Condition()}[operation].parameters()
-    sendable |= store.Condition(if_match="e").parameters()
+    sendable = store.Condition(if_match="e").parameters()
+    sendable |= store.Condition(if_none_match=operation != "DeleteObject").parameters()
 
     assert sendable.keys() <= members(operation, "input_shape")
 
 
-@pytest.mark.parametrize(
-    ("function", "operation"),
-    [("put", "PutObject"), ("delete", "DeleteObject"), ("_served", "GetObject"), ("_served", "HeadObject")],
-)
-def test_every_field_that_is_taken_from_an_answer_is_one_that_s3_gives(function: str, operation: str) -> None:
-    taken = names_taken(function_of(STORE_TREE, function))
+@pytest.mark.parametrize("function", ["head_of", "served_of"])
+def test_every_field_that_is_taken_from_an_answer_is_one_that_s3_gives(function: str) -> None:
+    taken = names_taken(function_of(function))
 
     assert taken
-    assert taken <= members(operation, "output_shape")
+    assert taken <= members("GetObject", "output_shape") | members("HeadObject", "output_shape")
 
 
-def test_the_answers_body_length_and_range_are_fields_of_get_object() -> None:
-    asked = names_taken(function_of(STORE_CLASS, "_ask"))
+def test_what_a_copy_takes_over_is_given_by_a_head_and_taken_by_a_copy_of_either_kind() -> None:
+    kept = set(answers.SYSTEM_METADATA)
 
-    assert asked >= {"Body", "ContentLength"}
-    assert asked <= members("GetObject", "output_shape")
+    assert kept <= members("HeadObject", "output_shape")
+    assert kept <= members("CopyObject", "input_shape") & members("CreateMultipartUpload", "input_shape")
+
+
+def test_the_methods_for_parts_are_botocores_names_of_the_operations() -> None:
+    assert {operation: xform_name(operation) for operation in parts._METHODS} == parts._METHODS
+
+
+@pytest.mark.parametrize("operation", WRITES)
+def test_what_every_call_carries_is_known_to_the_operations_that_need_it(operation: str) -> None:
+    settings = Settings(expected_bucket_owner="1" * 12, requester_pays=True, sse_customer_key="A" * 43 + "=")
+
+    carried = model.known_to(operation, clients._carried(settings))
+
+    assert carried.keys() >= {"ExpectedBucketOwner", "RequestPayer", "SSECustomerKey", "SSECustomerAlgorithm"}

@@ -30,6 +30,8 @@ CELERY_MEANINGS = {
     "CELERY_IMPORTS": "modules with your own tasks, divided by commas",
     "CELERY_VISIBILITY_TIMEOUT_SECONDS": "after how long an unacknowledged message is delivered again",
     "CELERY_TASK_SOFT_TIME_LIMIT_SECONDS": "how long a task may run; well below the visibility timeout",
+    "CELERY_SOFT_SHUTDOWN_TIMEOUT_SECONDS": "how long running tasks may go on at a shutdown; below the supervisor's own timeout",
+    "CELERY_HEARTBEAT_FILE": "where the worker says that it is alive, for probe.py; unset: nowhere",
 }
 """What the variables that celeryconfig.py reads mean: Celery has no place of its own for that."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from typing import Any
 
 from celery import Celery
@@ -20,10 +22,13 @@ def make_app() -> tuple[Celery, S3Tasks]:
             "visibility_timeout": int(os.environ.get("TEST_VISIBILITY_TIMEOUT_SECONDS", "3600")),
             "unacked_restore_interval": 1,
             "unacked_restore_throttle": 1,
+            # A worker that is killed while it looks would keep the others from looking for 300 s.
+            "unacked_mutex_expire": 2,
         },
         task_default_queue=os.environ.get("TEST_QUEUE", "celery"),
         task_store_errors_even_if_ignored=True,
         worker_prefetch_multiplier=1,
+        worker_pool_start_method=os.environ.get("TEST_START_METHOD", "fork"),
         s3tasks_consistency_deadline_seconds=float(os.environ.get("TEST_CONSISTENCY_DEADLINE_SECONDS", "20")),
         s3tasks_outage_deadline_seconds=20.0,
     )
@@ -43,7 +48,35 @@ def make_app() -> tuple[Celery, S3Tasks]:
         self.s3.write(body + b"1", target)
         return dict(self.s3.write(body + b"2", target).to_dict())
 
+    _add_workflow_tasks(made, toolkit)
     return made, toolkit
+
+
+def _add_workflow_tasks(made: Celery, toolkit: S3Tasks) -> None:
+    """What stands around the s3 tasks in workflows: replacements, a body that reads what its header wrote, witnesses."""
+
+    @made.task(name="tests.replaced_by", bind=True, shared=False)
+    def replaced_by(self: Any, previous: Any, successor: dict[str, Any]) -> Any:
+        raise self.replace(made.signature(successor))
+
+    @made.task(name="tests.read_all", base=toolkit.Task, bind=True, shared=False)
+    def read_all(self: Any, refs: list[dict[str, Any]]) -> list[bytes]:
+        return [self.s3.read(ref) for ref in refs]
+
+    @made.task(name="tests.join", shared=False)
+    def join(bodies: list[bytes]) -> bytes:
+        return b"+".join(bodies)
+
+    @made.task(name="tests.tally", shared=False)
+    def tally(value: Any, name: str) -> Any:
+        made.backend.client.rpush(name, json.dumps(value, default=str))
+        time.sleep(float(os.environ.get("TEST_TALLY_SECONDS", "0")))
+        return value
+
+    @made.task(name="tests.witness", shared=False)
+    def witness(request: Any, error: BaseException, traceback: Any, name: str) -> None:
+        # JSON fields only, as a callback of one's own would log them.
+        made.backend.client.rpush(name, json.dumps([type(error).__name__, *error.args], default=str))
 
 
 if "CELERY_BROKER_URL" in os.environ:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
@@ -27,12 +28,14 @@ from s3tasks import (
     Superseded,
     WriteConflict,
 )
-from s3tasks.client import NumberedWriteIds, Process
 from s3tasks.evidence import Landed
 from s3tasks.ledger import Ledger, Opened
+from s3tasks.process import Process
 from s3tasks.refs import Marker, record_key
 from s3tasks.sandbox import RedisServer, Sandbox
 from s3tasks.store import Condition, Content, Endpoint, Store
+from s3tasks.store.wire import Arriving
+from s3tasks.write_ids import NumberedWriteIds
 from tests.s3_proxy import Dropped, Forward, Request, Response, proxied, refusal
 
 Connect = Callable[[Settings], ConsistentS3]
@@ -158,8 +161,12 @@ def test_waiting_ends_when_the_replica_has_caught_up(lagging: ConsistentS3, ref:
 
 def test_the_last_error_says_how_often_and_how_long_was_tried(lagging: ConsistentS3, ref: ObjectRef, paused: Sandbox) -> None:
     lagging.write(b"x", ref)
-    with pytest.raises(NotYetVisible) as caught:
-        lagging.read(ref, wait=0.3)
+    # On a crowded machine one look may take longer than a short wait.
+    for wait in (0.3, 3, 30):
+        with pytest.raises(NotYetVisible) as caught:
+            lagging.read(ref, wait=wait)
+        if caught.value.attempts >= 2:
+            break
     assert caught.value.attempts >= 2
     assert caught.value.waited_seconds >= 0.3
 
@@ -385,6 +392,21 @@ def test_a_dead_writers_object_is_recorded_through_a_replica_by_the_origins_date
     assert lagging.read(ref) == b"after"
 
 
+def test_a_dead_writers_body_is_given_up_where_the_ledger_cannot_be_told_of_it(
+    settings: Settings, connect: Connect, ledger: Ledger, store: Store, ref: ObjectRef, sandbox: Sandbox
+) -> None:
+    half_done(ledger, store, ref, "dead", b"x" * 100_000)
+    with redis.Redis.from_url(sandbox.redis_url) as raw:
+        raw.acl_setuser("looks", enabled=True, passwords=["+on"], keys=["*"], commands=["+hgetall", "+client", "+hello"])
+    client = connect(settings.replace(ledger_url=sandbox.redis_url.replace("redis://", "redis://looks:on@")))
+
+    with pytest.raises(LedgerUnavailable) as told:
+        client.read(ref)
+    # While the error is held, so is all that its frames had in hand.
+    left_open = [thing for thing in gc.get_objects() if isinstance(thing, Arriving) and not thing.closed]
+    assert not left_open, told
+
+
 def test_a_redelivered_write_that_had_landed_is_not_written_again(
     settings: Settings, connect: Connect, ledger: Ledger, store: Store, ref: ObjectRef
 ) -> None:
@@ -549,7 +571,7 @@ def test_a_conditional_write_whose_answer_was_lost_is_no_conflict_with_itself(
         return refusal(404) if request.method == "HEAD" and next(hidden, False) else response
 
     with proxied(str(settings.endpoint_url), loses_the_answer_and_the_first_look) as proxy:
-        client = connect(settings.replace(endpoint_url=proxy.url))
+        client = connect(settings.replace(endpoint_url=proxy.url, conditional_writes="trust"))
         written = client.write(b"x", ref, if_none_match=True)
         assert proxy.count("PUT") == 2
         assert client.read(written) == b"x"
@@ -568,7 +590,8 @@ def test_a_conditional_delete_whose_answer_was_lost_is_no_conflict_with_itself(
         return response
 
     with proxied(str(settings.endpoint_url), loses_one_answer) as proxy:
-        assert connect(settings.replace(endpoint_url=proxy.url)).delete(ref, if_match=written.etag).deleted
+        trusting = settings.replace(endpoint_url=proxy.url, conditional_writes="trust")
+        assert connect(trusting).delete(ref, if_match=written.etag).deleted
         assert proxy.count("DELETE") == 2
     with pytest.raises(ObjectDeleted):
         client.read(ref)
@@ -608,14 +631,14 @@ def test_the_marker_in_the_metadata_is_ours_alone(client: ConsistentS3, ref: Obj
 
 
 def test_writes_take_turns_where_that_is_asked_for(settings: Settings, connect: Connect, ref: ObjectRef, ledger: Ledger) -> None:
-    client = connect(settings.replace(on_overlap="serialize", overlap_lease_seconds=1.0))
+    client = connect(settings.replace(on_overlap="serialize", overlap_lease_seconds=60.0))
     first = ledger.begin(ref, "slow")
     assert isinstance(first, Opened)
 
     with pytest.raises(OverlappingWrite):
         client.write(b"x", ref)
     threading.Timer(0.1, lambda: ledger.abort(ref, "slow", first.ticket)).start()
-    assert client.read(client.write(b"y", ref, wait=10)) == b"y"
+    assert client.read(client.write(b"y", ref, wait=30)) == b"y"
 
 
 def test_a_dead_writer_is_waited_for_no_longer_than_its_lease(
@@ -718,11 +741,11 @@ def test_a_client_needs_a_ledger() -> None:
 def test_a_promise_that_s3_never_keeps_stays_an_error(
     client: ConsistentS3, ref: ObjectRef, settings: Settings, sandbox: Sandbox
 ) -> None:
-    client.write(b"x", ref)
+    written = client.write(b"x", ref)
     with redis.Redis.from_url(sandbox.redis_url) as raw:
         key = record_key(settings.ledger_prefix, ref)
-        (name,) = [name for name in raw.hkeys(key) if name.startswith(b"c:")]
+        (name,) = [name for name in raw.hkeys(key) if name.startswith(b"c")]
         raw.hdel(key, name)
-        raw.hset(key, "c:other", "9 9 99999999999 other * 1")
+        raw.hset(key, mapping={"v": "1", "seq": str(written.seq), "c:other": "9 9 99999999999 other * 1"})
     with pytest.raises(StaleRead):
         client.read(ref)

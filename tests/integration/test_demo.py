@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from s3tasks import cli
+from s3tasks.cli import trying_out
 from s3tasks.demo import Report, files_in, spread, steps_for
-from s3tasks.errors import S3TasksError
 from tests.conftest import REPOSITORY
 
 COMMAND = [sys.executable, "-m", "s3tasks.cli"]
@@ -64,7 +63,7 @@ def test_a_stale_byte_is_a_failure() -> None:
     assert not Report(stale=1).passed
     assert not Report(failures=["x"]).passed
     assert Report(naive_stale=5).passed
-    assert "FAILED" in cli._table(Report(stale=1))
+    assert "FAILED" in trying_out._table(Report(stale=1))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +143,7 @@ def test_every_file_is_written_twice_and_every_third_deleted(files: Path) -> Non
 
 
 def test_a_directory_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(S3TasksError, match="not a directory"):
+    with pytest.raises(NotADirectoryError, match="not a directory"):
         files_in(tmp_path / "missing", 1, 1)
 
 

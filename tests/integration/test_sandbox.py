@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -231,11 +232,14 @@ def test_changes_of_different_keys_overtake_each_other(
     assert made != sorted(made, key=lambda change: change.applied_at or 0.0)
 
 
-def test_the_same_seed_draws_the_same_lags() -> None:
+def test_the_same_seed_draws_the_same_lags(monkeypatch: pytest.MonkeyPatch) -> None:
     def drawn(seed: int) -> list[str]:
-        queue = LagQueue((0.0, 0.05), seed)
+        queue = LagQueue((0.0, 60.0), seed)
+        # No time passes between one change and the next, however slow the machine.
+        monkeypatch.setattr("s3tasks.sandbox.lag.time", SimpleNamespace(monotonic=lambda: 0.0))
         for number in range(10):
             queue.put("b", str(number), lambda: None)
+        monkeypatch.setattr("s3tasks.sandbox.lag.time", SimpleNamespace(monotonic=lambda: 60.0))
         return [queue.take().key for _ in range(10)]
 
     assert drawn(3) == drawn(3) != drawn(4)

@@ -37,6 +37,7 @@ SAMPLES: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
         ("GetObject", "bucket", "key", "NoCredentialsError"),
     ),
     "PayloadTooLarge": (("write", 262145, 262144), ("read", 2, 1)),
+    "LocalFileError": (("../etc/passwd", "leads outside"), ("", "")),
     "InvalidRef": (("'bucket'", "it must begin with s3://"), ("", "")),
 }
 

@@ -8,12 +8,17 @@ from typing import Any
 
 import pytest
 import redis
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from s3tasks import LedgerUnavailable, ObjectRef, Settings
 from s3tasks.evidence import Current, Intent, Landed, Record
+from s3tasks.lags import LAST_BIN, bin_end, weights_of
 from s3tasks.ledger import Busy, Finished, Ledger, Opened
-from s3tasks.refs import finished_key, record_key
-from s3tasks.sandbox import Sandbox
+from s3tasks.refs import finished_key, lags_key, record_key
+from s3tasks.sandbox import RedisServer, Sandbox
+from tests.redis_proxy import redis_proxied
 
 REF = ObjectRef("bucket", "key {with} braces")
 
@@ -21,6 +26,10 @@ REF = ObjectRef("bucket", "key {with} braces")
 @pytest.fixture
 def raw(sandbox: Sandbox, closing: Callable[[Any], Any]) -> redis.Redis:
     return closing(redis.Redis.from_url(sandbox.redis_url))  # type: ignore[no-any-return]
+
+
+def spelled_intent(does: str, *tickets: int) -> bytes:
+    return does.encode() + b"".join(ticket.to_bytes(7, "big") for ticket in tickets)
 
 
 def opened(ledger: Ledger, write_id: str, *, deletes: bool = False) -> Opened:
@@ -317,7 +326,7 @@ def test_an_intent_older_than_the_retention_is_dropped_by_the_next_write(
     ledger: Ledger, raw: redis.Redis, settings: Settings
 ) -> None:
     write(ledger, "a")
-    raw.hset(record_key(settings.ledger_prefix, REF), "i:dead", "w 5 6")
+    raw.hset(record_key(settings.ledger_prefix, REF), "i:dead", spelled_intent("w", 5, 6))
 
     opened(ledger, "b")
 
@@ -354,7 +363,9 @@ def test_a_finished_writes_slow_attempts_are_looked_out_for_no_longer_than_the_r
     now = write(ledger, "a").committed
     beyond, within = now - 7201 * 10**6, now - 7000 * 10**6
     key = record_key(settings.ledger_prefix, REF)
-    raw.hset(key, mapping={"i:old": f"f {beyond}", "i:late": f"f {within}", "i:unfinished": f"w {beyond}"})
+    raw.hset(key, mapping={
+        "i:old": spelled_intent("f", beyond), "i:late": spelled_intent("f", within), "i:unfinished": spelled_intent("w", beyond),
+    })
 
     opened(ledger, "b")
 
@@ -376,34 +387,9 @@ def test_a_dead_writers_lease_ends(settings: Settings, closing: Callable[[Any], 
     ledger = closing(Ledger(settings.replace(on_overlap="serialize", overlap_lease_seconds=100)))
     opened(ledger, "dead")
     long_ago = ledger.lookup(REF).intents[0].last - 101 * 1_000_000
-    raw.hset(record_key(settings.ledger_prefix, REF), "i:dead", f"w {long_ago}")
+    raw.hset(record_key(settings.ledger_prefix, REF), "i:dead", spelled_intent("w", long_ago))
 
     assert isinstance(ledger.begin(REF, "b"), Opened)
-
-
-@pytest.mark.parametrize(
-    "move",
-    [
-        lambda ledger: ledger.begin(REF, "x"),
-        lambda ledger: commit(ledger, "x", 1),
-        lambda ledger: ledger.abort(REF, "x", 1),
-        lambda ledger: ledger.observe(REF, Intent("x", (1,)), 1, Landed()),
-        lambda ledger: ledger.adopt(REF, Record(), Landed()),
-    ],
-)
-def test_a_record_of_a_newer_schema_is_left_alone(
-    move: Callable[[Ledger], object], ledger: Ledger, raw: redis.Redis, settings: Settings, caplog: pytest.LogCaptureFixture
-) -> None:
-    key = record_key(settings.ledger_prefix, REF)
-    raw.hset(key, mapping={"v": "2", "seq": "7", "c:a": "whatever that means"})
-    before = raw.hgetall(key)
-
-    with pytest.raises(LedgerUnavailable, match="schema 2"):
-        move(ledger)
-    with caplog.at_level(logging.WARNING):
-        assert ledger.lookup(REF) == Record()
-    assert raw.hgetall(key) == before
-    assert "schema 2" in caplog.text
 
 
 def test_garbage_in_a_record_is_reported_and_passed_over(
@@ -415,7 +401,10 @@ def test_garbage_in_a_record_is_reported_and_passed_over(
 
     with caplog.at_level(logging.WARNING):
         assert etags(ledger) == {"etag-a"}
-    assert caplog.text.count("garbage") == 3
+        assert caplog.text.count("garbage") == 3
+        # And each time, also where nothing has changed since it was last understood.
+        assert etags(ledger) == {"etag-a"}
+    assert caplog.text.count("garbage") == 6
 
     write(ledger, "b")
     caplog.clear()
@@ -459,10 +448,233 @@ def every_redis_error() -> list[type[Exception]]:
 
 @pytest.mark.parametrize("kind", every_redis_error(), ids=lambda kind: kind.__name__)
 def test_no_error_of_redis_py_leaves_the_room(kind: type[Exception]) -> None:
-    from s3tasks.ledger import _door
+    from s3tasks.ledger_connection import door
 
     problem = kind.__new__(kind)
     problem.args = ("words",)
-    with pytest.raises(LedgerUnavailable) as caught, _door("begin"):
+    with pytest.raises(LedgerUnavailable) as caught, door("begin"):
         raise problem
     assert caught.value.__cause__ is problem
+
+
+# --- the connection that is kept ---
+
+
+def test_connections_that_died_meanwhile_fail_no_move(ledger: Ledger, raw: redis.Redis) -> None:
+    for name in ("a", "b", "c"):
+        current = write(ledger, name)
+        raw.client_kill_filter(_type="normal", skipme=True)
+        assert ledger.lookup(REF).currents == (current,)
+
+
+def test_an_answer_that_came_too_late_is_not_taken_for_the_next(settings: Settings, closing: Callable[[Any], Any]) -> None:
+    with RedisServer() as server, redis.Redis.from_url(server.url) as admin:
+        ledger = closing(Ledger(settings.replace(ledger_url=server.url, ledger_timeout_seconds=0.3)))
+        current, other = write(ledger, "a"), ObjectRef("bucket", "other")
+        admin.client_pause(1000)
+        with pytest.raises(LedgerUnavailable, match="Timeout"):
+            ledger.lookup(REF)
+        admin.client_unpause()
+        assert ledger.lookup(other) == Record()
+        assert ledger.lookup(REF).currents == (current,)
+
+
+def test_a_refusal_leaves_the_connection_in_order(settings: Settings, closing: Callable[[Any], Any]) -> None:
+    with RedisServer() as server, redis.Redis.from_url(server.url) as admin:
+        ledger = closing(Ledger(settings.replace(ledger_url=server.url)))
+        write(ledger, "a")
+        other = ObjectRef("bucket", "no hash")
+        admin.set(record_key(settings.ledger_prefix, other), "x")
+        connections = admin.info("stats")["total_connections_received"]
+        for _ in range(3):
+            assert ledger.lookup(other) == Record()
+            assert etags(ledger) == {"etag-a"}
+        assert admin.info("stats")["total_connections_received"] == connections
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_both_protocols_of_redis_are_understood(settings: Settings, closing: Callable[[Any], Any], protocol: int) -> None:
+    ledger = closing(Ledger(settings.replace(ledger_url=f"{settings.ledger_url}?protocol={protocol}")))
+    current = write(ledger, "a")
+    assert ledger.lookup(REF).currents == (current,)
+
+
+@pytest.mark.parametrize(
+    "option", ["decode_responses=True", "decode_responses=False", "encoding=utf-16", "health_check_interval=1"]
+)
+def test_what_a_url_says_of_texts_changes_nothing(settings: Settings, closing: Callable[[Any], Any], option: str) -> None:
+    ledger = closing(Ledger(settings.replace(ledger_url=f"{settings.ledger_url}?{option}")))
+    current = write(ledger, "a")
+    assert ledger.lookup(REF).currents == (current,)
+    assert [record.currents for record in ledger.lookup_many([REF]) if isinstance(record, Record)] == [(current,)]
+
+
+@pytest.mark.parametrize("option", ["nonsense=1", "connection_class=x", "parser_class=x", "socket_timeout=soon"])
+def test_an_option_of_the_url_that_redis_py_does_not_take_is_one_clear_error_at_once(settings: Settings, option: str) -> None:
+    with pytest.raises(ValueError, match="ledger_url") as caught:
+        Ledger(settings.replace(ledger_url=f"redis://user:hush@127.0.0.1:1/0?{option}"))
+    assert option.partition("=")[0] in str(caught.value)
+    assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize("password", ["hu/sh", "hu#sh", "hu?sh"])
+def test_a_password_that_is_not_spelled_as_urls_want_it_is_not_shown(settings: Settings, password: str) -> None:
+    with pytest.raises(ValueError, match=r"ledger_url.*%2F") as caught:
+        Ledger(settings.replace(ledger_url=f"redis://user:{password}@127.0.0.1:1/0"))
+    assert "hu" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+def test_a_url_that_bounds_the_connections_leaves_enough_for_every_move(settings: Settings, closing: Callable[[Any], Any]) -> None:
+    ledger = closing(Ledger(settings.replace(ledger_url=f"{settings.ledger_url}?max_connections=1")))
+    current = write(ledger, "a")
+    assert ledger.lookup(REF).currents == (current,)
+    assert ledger.lookup_many([REF]) == [ledger.lookup(REF)]
+
+
+def test_a_server_that_has_become_a_replica_is_left_for_the_one_behind_the_address_now(
+    settings: Settings, closing: Callable[[Any], Any]
+) -> None:
+    with RedisServer() as before, RedisServer() as after, redis_proxied(before.url) as proxy:
+        ledger = closing(Ledger(settings.replace(ledger_url=proxy.url)))
+        write(ledger, "a")
+        assert ledger.lookup_many([REF]) == [ledger.lookup(REF)]
+        with redis.Redis.from_url(before.url) as admin:
+            # As a managed Redis does it: the address names another server, and the connections stay.
+            proxy.upstream = after.url
+            admin.slaveof("127.0.0.1", after.port)
+            write(ledger, "b")
+            assert etags(ledger) == {"etag-b"}
+            assert all(isinstance(begun, Opened) for begun in ledger.begin_many([(REF, "c"), (REF, "d"), (REF, "e")]))
+
+
+# --- lags ---
+
+ENDPOINT = "http://replica:9000"
+
+
+def redis_now(raw: redis.Redis) -> int:
+    seconds, microseconds = raw.time()
+    return int(seconds) * 1_000_000 + int(microseconds)
+
+
+def lags_name(settings: Settings, bucket: str = "bucket") -> str:
+    return lags_key(settings.ledger_prefix, ENDPOINT, bucket)
+
+
+def weights(ledger: Ledger) -> dict[int, float]:
+    return weights_of(ledger.lags(ENDPOINT, "bucket")[1])
+
+
+def test_the_clock_of_the_ledger_comes_with_the_lags(ledger: Ledger, raw: redis.Redis) -> None:
+    before = redis_now(raw)
+    clock, text = ledger.lags(ENDPOINT, "bucket")
+    assert before - 1 <= clock * 1_000_000 <= redis_now(raw) + 1
+    assert text == ""
+
+
+def test_a_lag_lies_between_two_probes_and_is_known_to_the_ledgers_own_clock(ledger: Ledger, raw: redis.Redis) -> None:
+    committed = redis_now(raw) - 10_000_000
+
+    age = ledger.note_seen(ENDPOINT, "bucket", committed, 2.0, 6.0)
+
+    assert age is not None
+    assert 8.0 <= age < 9.0 + 5.0
+    told = weights(ledger)
+    assert all(bin_end(number - 1) >= 5.9 and bin_end(number) <= age * 1.06 for number in told)
+    assert sum(told.values()) == pytest.approx(1.0, abs=0.01)
+
+
+def test_the_first_reader_of_a_write_tells_of_it_and_the_others_change_nothing(ledger: Ledger, raw: redis.Redis) -> None:
+    committed = redis_now(raw) - 1_000_000
+    assert ledger.note_seen(ENDPOINT, "bucket", committed, 0.0, 0.5) is not None
+    before = weights(ledger)
+
+    assert [ledger.note_seen(ENDPOINT, "bucket", committed, 0.0, 0.1) for _ in range(5)] == [None] * 5
+    assert weights(ledger) == before
+
+
+@pytest.mark.parametrize("committed", [2**62, 10**16, None])
+def test_a_number_that_is_no_time_before_now_teaches_nothing(ledger: Ledger, raw: redis.Redis, committed: int | None) -> None:
+    an_hour_ahead = redis_now(raw) + 3_600_000_000
+    assert ledger.note_seen(ENDPOINT, "bucket", committed or an_hour_ahead, 0.0, 0.0) is None
+    assert weights(ledger) == {}
+
+
+def test_a_lag_of_half_a_century_is_believed_once(ledger: Ledger) -> None:
+    for _ in range(3):
+        ledger.note_seen(ENDPOINT, "bucket", 0, 0.0, 0.0)
+    assert sum(weights(ledger).values()) <= 1.01
+
+
+def test_older_lags_fade_and_never_add_up_to_more_than_twenty(
+    ledger: Ledger, raw: redis.Redis, settings: Settings
+) -> None:
+    for number in range(120):
+        ledger.note_seen(ENDPOINT, "bucket", redis_now(raw) - 60_000_000 - number, 0.0, 50.0)
+    assert sum(weights(ledger).values()) == pytest.approx(20, rel=0.1)
+    for number in range(120):
+        ledger.note_seen(ENDPOINT, "bucket", redis_now(raw) - 200_000 - number, 0.0, 0.15)
+
+    told = weights(ledger)
+    assert sum(told.values()) <= 20.1
+    assert sum(weight for number, weight in told.items() if bin_end(number) > 10) < 0.2, "what was is forgotten"
+    assert raw.strlen(lags_name(settings)) < 4096
+    assert 0 < raw.ttl(lags_name(settings)) <= settings.retention_seconds
+
+
+def test_every_endpoint_and_bucket_has_lags_of_its_own(ledger: Ledger, raw: redis.Redis) -> None:
+    ledger.note_seen(ENDPOINT, "bucket", redis_now(raw) - 1_000_000, 0.0, 0.5)
+    assert ledger.lags(ENDPOINT, "other")[1] == ""
+    assert ledger.lags("http://elsewhere", "bucket")[1] == ""
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"", b"\xff\xfe", b"2;3:1.0000;", b"1;3:99999999999.0;1", b"1;;", b"1;3:1.0.0;x", b"1;" + b"3:0.5000," * 100_000 + b";",
+        b"1;" + b",".join(b"%d:19.0000" % number for number in range(300)) + b";",
+    ],
+    ids=range(8),
+)
+def test_garbage_in_the_lags_counts_for_nothing_and_is_put_right(
+    ledger: Ledger, raw: redis.Redis, settings: Settings, garbage: bytes
+) -> None:
+    raw.set(lags_name(settings), garbage)
+    assert weights(ledger) in ({}, {3: 1.0})
+
+    assert ledger.note_seen(ENDPOINT, "bucket", redis_now(raw) - 1_000_000, 0.0, 0.9) is not None
+
+    assert 0.9 < sum(weights(ledger).values()) <= 20
+    assert raw.strlen(lags_name(settings)) < 4096
+
+
+def test_lags_of_another_type_are_put_right(ledger: Ledger, raw: redis.Redis, settings: Settings) -> None:
+    raw.hset(lags_name(settings), "a", "b")
+    assert weights(ledger) == {}
+    assert ledger.note_seen(ENDPOINT, "bucket", redis_now(raw) - 1_000_000, 0.0, 0.9) is not None
+    assert weights(ledger)
+
+
+@hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(st.floats(0.001, 80_000), st.floats(0, 1)),
+        min_size=1, max_size=12,
+    )
+)
+def test_each_lag_adds_its_whole_weight_and_fades_like_all_others(
+    ledger: Ledger, raw: redis.Redis, settings: Settings, lags: list[tuple[float, float]]
+) -> None:
+    raw.delete(lags_name(settings))
+    expected = 0.0
+    for number, (lag, part) in enumerate(lags):
+        committed = redis_now(raw) - int(lag * 1_000_000) - number
+        told = ledger.note_seen(ENDPOINT, "bucket", committed, 0.0, lag * part)
+        if told is not None:
+            expected = expected * 0.95 + 1
+
+    # Bins that have faded to nothing are dropped.
+    assert sum(weights(ledger).values()) == pytest.approx(expected, rel=0.2)
+    assert all(0 <= number <= LAST_BIN for number in weights(ledger))

@@ -195,7 +195,7 @@ BAD_WRITES: list[tuple[str, Any, str]] = [
 
 
 def named(value: Any) -> str:
-    return "huge" if value == HUGE else ascii(value)[:40]
+    return "huge" if value == HUGE else ascii(value).partition(" at 0x")[0][:40]
 
 
 def text_of_refusal(given_ref: Any) -> str:

@@ -26,6 +26,8 @@ def kind_of(field: dataclasses.Field[Any]) -> str:
         return "number"
     if isinstance(field.default, tuple):
         return "names"
+    if field.default is None:
+        return "text"
     return "choice" if field.metadata["check"] and field.metadata["check"]("no such choice") else "text"
 
 
@@ -35,13 +37,23 @@ NONSENSE: dict[str, list[Any]] = {
         "http://[", "http://]", "redis://[", 3, True, b"redis://host", ["redis://host"], object(),
     ],
     "switch": [None, 0, 1, "true", "", [], object()],
-    "number": [None, True, False, "5", "", -1, -0.5, 10**12, float("nan"), float("inf"), float("-inf"), [5], object()],
+    "number": [None, True, False, "5", "", -1, -0.5, 10**16, float("nan"), float("inf"), float("-inf"), [5], object()],
     "names": [None, "bucket", ["bucket"], ("",), (3,), ("bucket", None), {"bucket"}, object()],
     "choice": [None, "", "no such choice", True, 3, ("auto",), object()],
     "text": ["", 3, True, b"text", ["text"], object()],
 }
 MORE_NONSENSE: list[tuple[str, Any]] = [
     ("ledger_prefix", None),
+    ("file_root", "relative/path"),
+    ("file_root", "/nul\0"),
+    ("cache_dir", "relative"),
+    ("expected_bucket_owner", "12345678901"),
+    ("expected_bucket_owner", "12345678901x"),
+    ("sse_customer_key", "not base64!"),
+    ("sse_customer_key", "c2hvcnQ="),
+    ("multipart_threshold_bytes", 5 * 1024**2 - 1),
+    ("part_bytes", 5 * 1024**3 + 1),
+    ("cache_max_bytes", 2**50 + 1),
     ("ledger_prefix", "a{b"),
     ("ledger_prefix", "a}b"),
     ("ledger_prefix", "a\nb"),
@@ -78,7 +90,21 @@ CHOSEN: dict[str, tuple[str, Any]] = {
     "store_attempts": ("5", 5),
     "pool_connections": ("65", 65),
     "max_inline_bytes": ("0", 0),
+    "probe_schedule": ("square", "square"),
     "brief_wait_seconds": ("0", 0.0),
+    "max_batch_inline_bytes": ("1000000", 1000000),
+    "file_root": ("/srv/files", "/srv/files"),
+    "multipart_threshold_bytes": ("16777216", 16777216),
+    "part_bytes": ("5242880", 5242880),
+    "concurrent_requests": ("32", 32),
+    "conditional_writes": ("trust", "trust"),
+    "expected_bucket_owner": ("111122223333", "111122223333"),
+    "requester_pays": ("yes", True),
+    "sse_customer_key": ("A" * 43 + "=", "A" * 43 + "="),
+    "cache_dir": ("/var/cache/s3tasks", "/var/cache/s3tasks"),
+    "cache_max_bytes": ("2097152", 2097152),
+    "metrics_port": ("9464", 9464),
+    "metrics_address": ("0.0.0.0", "0.0.0.0"),
 }
 
 
@@ -401,3 +427,15 @@ def test_a_url_is_shown_as_far_as_it_holds_no_secret(url: str, shown: str) -> No
 
 def test_repr_shows_every_setting() -> None:
     assert [name for name in FIELDS if f"{name}=" not in repr(DEFAULTS)] == []
+
+
+def test_a_cache_would_keep_in_clear_what_a_key_of_ones_own_encrypts() -> None:
+    with pytest.raises(ValueError, match="sse_customer_key"):
+        Settings(cache_dir="/var/cache/s3tasks", sse_customer_key="A" * 43 + "=")
+
+
+def test_a_key_of_ones_own_is_never_shown() -> None:
+    with pytest.raises(ValueError, match="32 bytes") as caught:
+        Settings(sse_customer_key="c2hvcnQgc2VjcmV0")
+    assert "c2hvcnQgc2VjcmV0" not in repr(Settings(sse_customer_key="A" * 43 + "=")) + str(caught.value)
+    assert "A" * 43 not in repr(Settings(sse_customer_key="A" * 43 + "="))

@@ -6,18 +6,27 @@ It never knows the ledger, and never decides what goes wrong: the step under way
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
 
 from s3tasks.errors import StoreError, StoreUnavailable, WriteConflict
 from s3tasks.evidence import Landed, Served
 from s3tasks.refs import Marker, ObjectRef
-from s3tasks.store import Answer, Condition, Content, Endpoint, Store
+from s3tasks.store import Answer, Body, Condition, Content, Endpoint, Head, Store
 from tests.faults.schedules.plan import FAILED, LATE, LOST, REFUSED
 
 NOT_THERE = -1
 FIRST_SECOND = 1_000_000
 
+
+
+class _Replayed(BytesIO):
+    """A body that the tape hands out once more when the code that had it in hand was cut off, and gave it up."""
+
+    def close(self) -> None:
+        self.seek(0)
 
 
 @dataclass(frozen=True)
@@ -38,17 +47,6 @@ class Version:
 
 def etag_of(body: bytes) -> str:
     return hashlib.md5(body, usedforsecurity=False).hexdigest()
-
-
-class _Body:
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-
-    def read(self) -> bytes:
-        return self._body
-
-    def close(self) -> None:
-        """Nothing to give back."""
 
 
 class ModelS3(Store):
@@ -91,8 +89,8 @@ class ModelS3(Store):
         etag, size = etag_of(content.body), len(content.body)
         return Landed(etag=etag, version_id=self._id_of(self.newest), size=size, date=self.second)
 
-    def delete(self, ref: ObjectRef, condition: Condition) -> Landed:
-        _refuse(condition)
+    def delete(self, ref: ObjectRef, condition: Condition, *, version_id: str | None = None) -> Landed:
+        _refuse(condition, version_id)
         if self.fault == LATE and not self._late_deletes:
             self.fault = LOST
         write = self.asked_by
@@ -115,21 +113,28 @@ class ModelS3(Store):
         endpoint: Endpoint,
         *,
         if_match: str | None = None,
+        if_none_match: str | None = None,
         byte_range: tuple[int, int | None] | None = None,
         version_id: str | None = None,
     ) -> Answer:
-        _refuse(byte_range)
+        _refuse(byte_range, if_none_match)
         version = self._seen(ref, endpoint, version_id)
         if version.body is None:
             return Answer(None, date=self.second)
         if if_match is not None and if_match != version.etag and not self._if_match_ignored:
             return Answer(None, condition_failed=True, date=self.second)
         body = version.body
-        return Answer(self._served(version, endpoint), length=len(body), date=self.second, _ref=ref, _body=_Body(body))
+        head = Head(self._served(version, endpoint))
+        return Answer(head, date=self.second, body=Body(_Replayed(body), len(body), ref), endpoint=endpoint)
 
-    def head(self, ref: ObjectRef, endpoint: Endpoint, *, version_id: str | None = None) -> Answer:
+    def head(
+        self, ref: ObjectRef, endpoint: Endpoint, *, version_id: str | None = None, with_checksum: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ) -> Answer:
+        _refuse(with_checksum, options)
         version = self._seen(ref, endpoint, version_id)
-        return Answer(None if version.body is None else self._served(version, endpoint), date=self.second)
+        head = None if version.body is None else Head(self._served(version, endpoint))
+        return Answer(head, date=self.second, endpoint=endpoint)
 
     def _id_of(self, version: Version) -> str | None:
         return f"version-{version.number}" if self._versioned else None

@@ -14,7 +14,7 @@ from s3tasks.reads import Query, Reader
 from s3tasks.refs import Marker, ObjectRef
 from s3tasks.settings import Settings
 from s3tasks.store import Condition, Content, Endpoint, Store
-from s3tasks.writes import delete, put
+from s3tasks.writes import carry_out, delete, put
 from tests.faults.schedules.model_s3 import etag_of
 from tests.faults.schedules.plan import DELETE, Operation
 from tests.faults.schedules.tape import Tape, TapedLedger, TapedStore
@@ -40,14 +40,14 @@ class Package:
     def __init__(self, settings: Settings, wire: Wire) -> None:
         self.settings = settings
         self.ledger = self.ledger_class(settings)
-        self.ledger._redis = cast("Any", AlteredWire(wire, self.altered) if self.altered else wire)
+        self.ledger._ask = cast("Any", AlteredWire(wire, self.altered) if self.altered else wire)
 
     def write(self, tape: Tape, store: Store, ref: ObjectRef, operation: Operation) -> ObjectRef:
         ledger, taped = TapedLedger(self.ledger, tape), TapedStore(store, tape)
         condition = Condition(if_none_match=operation.only_if_absent)
         if operation.kind == DELETE:
-            return delete(ledger, taped, ref, operation.write, condition)
-        return put(ledger, taped, ref, operation.write, Content(operation.body), condition)
+            return carry_out(ledger, taped, delete(taped, ref, operation.write, condition))
+        return carry_out(ledger, taped, put(taped, ref, operation.write, Content(operation.body), condition))
 
     def read(self, tape: Tape, store: Store, query: Query) -> bytes:
         return Reader(TapedLedger(self.ledger, tape), TapedStore(store, tape), self.settings).answer(query).read()
@@ -65,16 +65,11 @@ class AlteredWire:
                 raise ValueError(f"{move}.lua does not hold {old!r} once: this mutation has to be written anew")
             self._sources[digest] = source.replace(old, new)
 
-    def evalsha(self, digest: str, key_count: int, *words: str | int) -> Reply:
-        if digest in self._sources:
-            return self._wire.eval(self._sources[digest], key_count, *words)
-        return self._wire.evalsha(digest, key_count, *words)
-
-    def eval(self, source: str, key_count: int, *words: str | int) -> Reply:
-        return self._wire.eval(source, key_count, *words)
-
-    def hgetall(self, key: str) -> dict[Reply, Reply]:
-        return self._wire.hgetall(key)
+    def __call__(self, *words: str | int | bytes) -> Reply | dict[Reply, Reply]:
+        source = self._sources.get(str(words[1]))
+        if words[0] == "EVALSHA" and source is not None:
+            return self._wire("EVAL", source, *words[2:])
+        return self._wire(*words)
 
 
 class NoIntent(Package):

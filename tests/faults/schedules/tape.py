@@ -7,7 +7,7 @@ state of its own between two calls of its ledger or its store.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -104,6 +104,9 @@ class TapedLedger(Ledger):
     def adopt(self, ref: ObjectRef, judged: Record, landed: Landed) -> Current | None:
         return self._tape.call("adopt", lambda: self._inner.adopt(ref, judged, landed), to_ledger=True)
 
+    def version_is_gone(self, ref: ObjectRef, version_id: str) -> bool:  # noqa: ARG002 - no schedule removes a version
+        return False
+
 
 class TapedStore(Store):
     """A store whose every request is one call on the tape."""
@@ -114,8 +117,9 @@ class TapedStore(Store):
     def put(self, ref: ObjectRef, content: Content, marker: Marker, condition: Condition) -> Landed:
         return self._tape.call("PUT", lambda: self._inner.put(ref, content, marker, condition), to_ledger=False)
 
-    def delete(self, ref: ObjectRef, condition: Condition) -> Landed:
-        return self._tape.call("DELETE", lambda: self._inner.delete(ref, condition), to_ledger=False)
+    def delete(self, ref: ObjectRef, condition: Condition, *, version_id: str | None = None) -> Landed:
+        delete = lambda: self._inner.delete(ref, condition, version_id=version_id)  # noqa: E731 - one line
+        return self._tape.call("DELETE", delete, to_ledger=False)
 
     def get(
         self,
@@ -123,12 +127,22 @@ class TapedStore(Store):
         endpoint: Endpoint,
         *,
         if_match: str | None = None,
+        if_none_match: str | None = None,
         byte_range: tuple[int, int | None] | None = None,
         version_id: str | None = None,
     ) -> Answer:
-        ask = lambda: self._inner.get(ref, endpoint, if_match=if_match, byte_range=byte_range, version_id=version_id)  # noqa: E731 - one line
+        def ask() -> Answer:
+            return self._inner.get(
+                ref, endpoint, if_match=if_match, if_none_match=if_none_match, byte_range=byte_range, version_id=version_id
+            )
+
         return self._tape.call(f"GET {endpoint.value}", ask, to_ledger=False)
 
-    def head(self, ref: ObjectRef, endpoint: Endpoint, *, version_id: str | None = None) -> Answer:
-        ask = lambda: self._inner.head(ref, endpoint, version_id=version_id)  # noqa: E731 - one line
+    def head(
+        self, ref: ObjectRef, endpoint: Endpoint, *, version_id: str | None = None, with_checksum: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ) -> Answer:
+        def ask() -> Answer:
+            return self._inner.head(ref, endpoint, version_id=version_id, with_checksum=with_checksum, options=options)
+
         return self._tape.call(f"HEAD {endpoint.value}", ask, to_ledger=False)
