@@ -51,7 +51,7 @@ class Patience:
     def gap_seconds(self, problem: RetryableError, probes: int, waited_seconds: float) -> float:
         """How long to wait before the next probe, after so many and so long."""
         settings = self._settings
-        committed = getattr(problem, "committed", None)
+        committed = getattr(problem, "committed", None) if settings.probe_schedule == "learn" else None
         known = self._learnt(problem.bucket) if isinstance(problem, PreconditionFailed) and committed else None
         age = time.monotonic() + known.clock_offset - committed / 1e6 if known and committed else -1.0
         # A record from a clock that has gone back since tells no age.
@@ -72,8 +72,6 @@ class Patience:
 
     def seen(self, ref: ObjectRef, awaited: Awaited, probed_at: float) -> None:
         """The write that was waited for has become visible to a probe that began then (time.monotonic)."""
-        if self._settings.probe_schedule != "learn":
-            return
         span = time.monotonic() - probed_at
         try:
             seconds = self._ledger.note_seen(
@@ -86,8 +84,6 @@ class Patience:
             events.tell(events.FirstFresh(seconds))
 
     def _learnt(self, bucket: str) -> _Known | None:
-        if self._settings.probe_schedule != "learn":
-            return None
         now, known = time.monotonic(), self._known.get(bucket)
         if known is not None and now < known.until:
             return known

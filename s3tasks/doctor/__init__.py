@@ -11,7 +11,7 @@ from typing import Any
 from s3tasks.doctor.celery_questions import ask_celery
 from s3tasks.doctor.conclusions import Guarantee, guarantees, settings_to_use, verification
 from s3tasks.doctor.findings import Examination, Finding, Grade
-from s3tasks.doctor.redis_questions import ask_redis
+from s3tasks.doctor.redis_questions import ask_broker, ask_redis
 from s3tasks.doctor.store_questions import Trial, ask_store, left_out
 from s3tasks.errors import InvalidRef
 from s3tasks.refs import ObjectRef
@@ -77,6 +77,7 @@ def examine(
     examination = Examination(seconds)
     redis_answered = ask_redis(examination, settings)
     if app is not None:
+        ask_broker(examination, settings, app.conf.broker_url)
         ask_celery(examination, app, settings, worker_seconds)
     facts = None
     if trial is None:

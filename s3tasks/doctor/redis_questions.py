@@ -1,4 +1,4 @@
-"""What is asked of the ledger's Redis, and what its answers mean.
+"""What is asked of the ledger's Redis, and of a broker's own, and what the answers mean.
 
 It never changes a setting there, and tries the ledger's moves only on names of its own, which expire within a minute.
 """
@@ -10,6 +10,8 @@ import statistics
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -19,7 +21,7 @@ from s3tasks.evidence import Intent, Landed
 from s3tasks.ledger import SAFE_POLICY, Ledger, Opened
 from s3tasks.ledger_server import LedgerServer
 from s3tasks.refs import ObjectRef
-from s3tasks.settings import Settings, without_credentials
+from s3tasks.settings import Settings, broker_ledger_url, without_credentials
 
 Node = Mapping[str, Any]
 
@@ -39,6 +41,7 @@ PERSISTENCE = ("redis.persistence", "Does it keep its data over a restart?")
 MEMORY = ("redis.memory", "Has it memory to spare?")
 RIGHTS = ("redis.rights", "May this user do all that the ledger does?")
 LATENCY = ("redis.latency", "How long does it take to answer?")
+BROKER = ("redis.broker", "Does the broker keep every message until it is taken?")
 
 
 def ask_redis(examination: Examination, settings: Settings) -> bool:
@@ -59,6 +62,45 @@ def ask_redis(examination: Examination, settings: Settings) -> bool:
     finally:
         for server in servers:
             server.close()
+
+
+def ask_broker(examination: Examination, settings: Settings, broker_url: Any) -> None:
+    """Asks the Redis that carries the messages, where it is not the ledger's."""
+    url = broker_ledger_url(broker_url)
+    if url is None:
+        examination.keep(*BROKER, ok("the broker is not a single Redis: ask it by its own means"))
+    else:
+        examination.ask(*BROKER, lambda: broker(settings, url))
+
+
+def broker(settings: Settings, url: str) -> Said:
+    """The worst of what the broker's Redis says of itself; the ledger's, known by its run id, has been asked already."""
+    place = without_credentials(url)
+    try:
+        nodes = _info(settings.replace(ledger_url=url))
+    except LedgerUnavailable as problem:
+        if is_refusal(problem.reason):
+            return unknown(problem.reason, _AS_OPERATOR)
+        return bad(f"{place}: {problem.reason}", "start the broker, or correct broker_url")
+    if nodes[0]["run_id"] in _run_ids(settings):
+        return ok("it is the ledger's Redis")
+    said = [judge(nodes) for judge in (role, eviction, persistence, memory)]
+    worst = next((one for grade in (Grade.BAD, Grade.WARN) for one in said if one.verdict is grade), None)
+    if worst is None:
+        return ok(f"yes, {place}, a Redis of its own: {'; '.join(one.heard for one in said[1:])}")
+    return replace(worst, heard=f"{place}: {worst.heard}")
+
+
+def _run_ids(settings: Settings) -> set[Any]:
+    try:
+        return {node["run_id"] for node in _info(settings)}
+    except LedgerUnavailable:
+        return set()
+
+
+def _info(settings: Settings) -> Sequence[Node]:
+    with closing(LedgerServer(settings)) as server:
+        return server.info()
 
 
 def reached(server: LedgerServer, settings: Settings) -> Said:
@@ -127,7 +169,7 @@ def persistence(nodes: Sequence[Node]) -> Said:
     if all(int(node.get("aof_enabled", 0)) for node in nodes):
         return ok("append-only file")
     return warn(
-        "no append-only file: a restart forgets what came after the last snapshot, and reads of that go unchecked",
+        "no append-only file: a restart forgets what came after the last snapshot, and with it records and queued tasks",
         "set appendonly yes (worker_config/redis.conf)",
     )
 

@@ -9,7 +9,9 @@ import re
 from contextlib import closing
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from shutil import copyfileobj
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any
 
 from s3tasks.errors import PayloadTooLarge, StoreUnavailable
 from s3tasks.evidence import Served
@@ -19,6 +21,8 @@ from s3tasks.store.door import door
 
 WHOLE: ByteRange = (0, None)
 _SKIP_BYTES = 1024 * 1024
+# What is more goes through a temporary file.
+_MEASURED_IN_MEMORY_BYTES = 8 * 1024 * 1024
 
 
 class Body:
@@ -120,6 +124,23 @@ class Answer:
 def at_hand(served: Served, body: bytes, ref: ObjectRef) -> Answer:
     """An answer that S3 gave before, and that was kept."""
     return Answer(Head(served), body=Body(BytesIO(body), len(body), ref), from_cache=True)
+
+
+def measured(raw: Any, ref: ObjectRef) -> tuple[IO[bytes], int]:
+    """A body that came without its length, taken in whole, and how many bytes it has. StoreUnavailable if it breaks off.
+
+    Without a length nobody could refuse it for its size, or tell that some of it is missing.
+    """
+    kept = SpooledTemporaryFile(_MEASURED_IN_MEMORY_BYTES)  # noqa: SIM115 - whoever reads it closes it
+    try:
+        with closing(raw), door("GetObject", ref):
+            copyfileobj(raw, kept)
+    except BaseException:
+        kept.close()
+        raise
+    length = kept.tell()
+    kept.seek(0)
+    return kept, length
 
 
 def cut_of(byte_range: ByteRange | None, content_range: str) -> ByteRange:

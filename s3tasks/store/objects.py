@@ -25,7 +25,7 @@ from s3tasks.store.answers import (
     head_of,
     landed_of,
 )
-from s3tasks.store.bodies import Answer, Body, cut_of
+from s3tasks.store.bodies import Answer, Body, cut_of, measured
 from s3tasks.store.clients import Clients
 from s3tasks.store.door import NOT_IMPLEMENTED, call, conflicts, told
 from s3tasks.store.downloads import download
@@ -272,8 +272,10 @@ class Store:
             return _refusal(refusal, of_version="VersionId" in parameters)
         body = None
         if "Body" in said:
-            cut = cut_of(byte_range, said.get("ContentRange", ""))
-            body = Body(said["Body"], said.get("ContentLength", 0), ref, cut)
+            if "ContentLength" not in said:
+                kept, length = measured(said["Body"], ref)
+                said = {**said, "Body": kept, "ContentLength": length}
+            body = Body(said["Body"], said["ContentLength"], ref, cut_of(byte_range, said.get("ContentRange", "")))
         return Answer(head_of(said, ref), date=date_of(said), body=body, endpoint=endpoint)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import boto3
 import pytest
 import redis
+from celery import Celery
 
 from s3tasks import InvalidRef, ObjectRef, Settings
 from s3tasks.doctor import Grade, Report, Trial, examine
@@ -340,6 +341,38 @@ def test_an_evicting_forgetful_redis_is_told_with_what_to_set(settings: Settings
         "redis.eviction": Grade.BAD, "redis.persistence": Grade.WARN, **_if_full(report),
     }
     assert (holds(report)["never_stale"], holds(report)["survives_restart"]) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected", "words"),
+    [
+        (["--maxmemory", "64mb", "--appendonly", "yes"], Grade.OK, "noeviction"),
+        (["--maxmemory", "64mb", "--maxmemory-policy", "allkeys-lru"], Grade.BAD, "allkeys-lru"),
+        (["--maxmemory", "64mb"], Grade.WARN, "append-only"),
+    ],
+    ids=["sound", "evicting", "forgetful"],
+)
+def test_a_broker_with_a_redis_of_its_own_is_asked_as_well(
+    sound: Settings, options: list[str], expected: Grade, words: str
+) -> None:
+    with RedisServer(options) as server, Celery("apart", broker=server.url, set_as_current=False) as app:
+        report = examine(sound, app=app, worker_seconds=0.1)
+    assert (grade(report, "redis.broker"), words in heard(report, "redis.broker")) == (expected, True)
+    assert grade(report, "redis.eviction") is Grade.OK
+
+
+def test_a_broker_that_is_the_ledgers_redis_is_asked_once(sound: Settings, sound_redis: RedisServer) -> None:
+    elsewhere = sound_redis.url.replace("127.0.0.1", "localhost").replace("/0", "/3")
+    with Celery("together", broker=elsewhere, set_as_current=False) as app:
+        report = examine(sound, app=app, worker_seconds=0.1)
+    assert (grade(report, "redis.broker"), "the ledger's" in heard(report, "redis.broker")) == (Grade.OK, True)
+
+
+def test_of_a_broker_that_does_not_answer_it_says_so(sound: Settings) -> None:
+    with Celery("away", broker="redis://:hush@127.0.0.1:1/0", set_as_current=False) as app:
+        report = examine(sound, app=app, worker_seconds=0.1)
+    assert grade(report, "redis.broker") is Grade.BAD
+    assert "hush" not in json.dumps(report.to_dict())
 
 
 def _if_full(report: Report) -> dict[str, Grade]:

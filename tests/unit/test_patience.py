@@ -110,13 +110,13 @@ def test_no_gap_is_longer_than_the_limit(ledger: Ledger, asked: Asked, settings:
     assert patience.gap_seconds(late(committed_ago(raw, HOUR)), 3, 1.0) == 0.1
 
 
-def test_the_square_schedule_asks_the_ledger_nothing(asked: Asked, settings: Settings, raw: redis.Redis) -> None:
+def test_the_square_schedule_takes_no_notice_of_what_was_learnt(
+    ledger: Ledger, asked: Asked, settings: Settings, raw: redis.Redis
+) -> None:
+    teach(ledger, settings, raw, 2.0)
     patience = Patience(asked, settings.replace(probe_schedule="square"))  # type: ignore[arg-type]
-    problem = late(committed_ago(raw, 1.0))
-    watch = Watch(patience, REF, Awaited(REF.uri, 1, 0.5, 1))
 
-    assert patience.gap_seconds(problem, 1, 0.0) <= 1.25 * settings.probe_spacing_seconds
-    assert watch.probing(lambda: "body")() == "body"
+    assert patience.gap_seconds(late(committed_ago(raw, 1.0)), 1, 0.0) <= 1.25 * settings.probe_spacing_seconds
     assert asked.said == []
 
 
@@ -167,10 +167,11 @@ class Turns:
         return "body"
 
 
+@pytest.mark.parametrize("schedule", ["learn", "square"])
 def test_the_first_fresh_read_after_waiting_is_learnt_from_and_told_to_those_who_listen(
-    ledger: Ledger, patience: Patience, settings: Settings, raw: redis.Redis, told: list[float]
+    ledger: Ledger, settings: Settings, raw: redis.Redis, told: list[float], schedule: str
 ) -> None:
-    watch = Watch(patience, REF, None)
+    watch = Watch(Patience(ledger, settings.replace(probe_schedule=schedule)), REF, None)
     probe = watch.probing(Turns(committed_ago(raw, 5.0), 2))
     for waited in (0.0, 0.1):
         with pytest.raises(StaleRead) as caught:

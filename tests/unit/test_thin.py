@@ -606,6 +606,36 @@ def test_chunks_are_no_part_of_a_body_whatever_length_is_named_besides(ref: Obje
         assert [store.get(ref, Endpoint.READ).read() for _ in range(3)] == [b"body"] * 3
 
 
+CHUNKS = b'HTTP/1.1 200 OK\r\nETag: "e"\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nbo\r\n2\r\ndy\r\n'
+TO_THE_CLOSE = b'HTTP/1.1 200 OK\r\nETag: "e"\r\nConnection: close\r\n\r\nbody'
+
+
+@pytest.mark.parametrize("framed", [CHUNKS + b"0\r\n\r\n", TO_THE_CLOSE], ids=["in chunks", "to the close"])
+def test_a_body_of_a_length_that_the_store_does_not_tell_is_read_and_measured(
+    framed: bytes, ref: ObjectRef, open_store: Callable[..., Store]
+) -> None:
+    # A CDN that has yet to fetch the object itself may send it so.
+    with scripted([framed]) as (url, _):
+        answer = open_store(url, store_attempts=1).get(ref, Endpoint.READ)
+        assert answer.served is not None
+        assert answer.served.size == 4
+        assert answer.read() == b"body"
+
+
+def test_of_a_range_of_unknown_length_the_object_keeps_its_own_size(ref: ObjectRef, open_store: Callable[..., Store]) -> None:
+    part = (CHUNKS + b"0\r\n\r\n").replace(b"200 OK", b"206 Partial Content\r\nContent-Range: bytes 3-6/90")
+    with scripted([part]) as (url, _):
+        answer = open_store(url, store_attempts=1).get(ref, Endpoint.READ, byte_range=(4, 5))
+        assert answer.served is not None
+        assert answer.served.size == 90
+        assert answer.read() == b"od"
+
+
+def test_chunks_that_break_off_are_no_body(ref: ObjectRef, open_store: Callable[..., Store]) -> None:
+    with scripted([CHUNKS]) as (url, _), pytest.raises(StoreUnavailable):
+        open_store(url, store_attempts=1).get(ref, Endpoint.READ)
+
+
 def test_no_more_connections_are_kept_than_the_settings_say(fast: FastS3, ref: ObjectRef, open_store: Callable[..., Store]) -> None:
     store = open_store(fast.url, pool_connections=2, concurrent_requests=2)
     put(store, ref)
