@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from s3tasks.errors import LocalFileError
+from s3tasks.flushing import Flusher
 
 _MOST_BYTES_OF_A_NAME = 255
 _SHOWN_CHARACTERS = 120
@@ -83,6 +84,7 @@ def arriving(path: str | os.PathLike[str], root: str | None = None) -> Iterator[
             draft = held.enter_context(_draft(place.directory))
         raw = _LocalFile(draft.descriptor, "rb+", shown)
         writer = io.BufferedRandom(raw)
+        held.callback(raw.flusher.wait)
         held.callback(_close_quietly, writer)
         yield writer
         with _told(shown, if_missing=_NOT_CREATED):
@@ -298,7 +300,7 @@ def _finish(writer: io.BufferedRandom, raw: _LocalFile) -> None:
         writer.flush()
     if raw.failed_change is not None:
         raise raw.failed_change
-    os.fsync(raw.descriptor)
+    raw.flusher.finish()
 
 
 def _close_quietly(writer: io.BufferedRandom) -> None:
@@ -324,8 +326,8 @@ class _LocalFile(io.FileIO):
 
     def __init__(self, descriptor: int, mode: str, shown: str) -> None:
         super().__init__(descriptor, mode, closefd=False)
-        self.descriptor = descriptor
         self.shown = shown
+        self.flusher = Flusher(descriptor)
         self.failed_change: LocalFileError | None = None
 
     def readinto(self, buffer: Any) -> int:
@@ -342,7 +344,9 @@ class _LocalFile(io.FileIO):
 
     def write(self, data: Any) -> int:
         with self._change():
-            return super().write(data)
+            count = super().write(data)
+        self.flusher.wrote(count)
+        return count
 
     def truncate(self, size: int | None = None) -> int:
         with self._change():

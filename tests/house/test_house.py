@@ -32,7 +32,7 @@ SANDBOX_FLOORS = (
     ("s3tasks.sandbox",),
 )
 HOUSE_FLOORS = (
-    ("s3tasks.disk", "s3tasks.errors", "s3tasks.settings", "s3tasks.version"),
+    ("s3tasks.disk", "s3tasks.errors", "s3tasks.flushing", "s3tasks.settings", "s3tasks.version"),
     ("s3tasks.files", "s3tasks.refs", "s3tasks.tallies"),
     ("s3tasks.events", "s3tasks.evidence", "s3tasks.lags", "s3tasks.logbook", "s3tasks.metadata", "s3tasks.outcomes"),
     (
