@@ -31,6 +31,7 @@ MESSAGES = 5_000
 # So many moves of a kind are charged to Redis's CPU together: the system counts it in hundredths of a second at worst.
 MOVES = 3_000
 BATCH = 500
+READINGS_AT_REST, BETWEEN_READINGS_SECONDS = 5, 0.1
 HOT = (1, 10, 100, 1_000)
 HOT_REF = ObjectRef(BUCKET, "hot")
 
@@ -80,13 +81,13 @@ def _growth(objects: int, *, forget_finished: bool) -> float:
         # The scripts and the connections are there before anything is counted.
         write_all(ledger, [objects])
         admin.flushdb()
-        before = used_memory(admin)
+        before = memory_at_rest(admin)
         for start in range(0, objects, BATCH):
             writes = write_all(ledger, range(start, min(start + BATCH, objects)))
             if forget_finished:
                 admin.delete(*(finished_key(settings.ledger_prefix, *write) for write in writes))
         ledger.close()
-        grown = used_memory(admin) - before
+        grown = memory_at_rest(admin) - before
         admin.close()
     return grown / objects
 
@@ -106,18 +107,27 @@ def _sent_and_stored(app: Celery, admin: Any, number: int) -> tuple[float, float
     s3 = S3Tasks(app)
     ref = ObjectRef(BUCKET, "0" * KEY_BYTES, etag=uuid.uuid4().hex, seq=1, size=123456).to_dict()
     s3.read.apply_async((ref,), ignore_result=True)
-    empty = used_memory(admin)
+    empty = memory_at_rest(admin)
     for _ in range(number):
         s3.read.apply_async((ref,), ignore_result=True)
-    queued = used_memory(admin)
+    queued = memory_at_rest(admin)
     for _ in range(number):
         app.backend.store_result(str(uuid.uuid4()), ref, "SUCCESS")
-    return (queued - empty) / number, (used_memory(admin) - queued) / number
+    return (queued - empty) / number, (memory_at_rest(admin) - queued) / number
 
 
 def used_memory(admin: Any) -> int:
     """Bytes that Redis has allocated, tables and buffers included."""
     return int(admin.info("memory")["used_memory"])
+
+
+def memory_at_rest(admin: Any) -> int:
+    """The same, once Redis has moved its tables and has let buffers go, which it does in its spare time."""
+    said: list[int] = []
+    while len(said) < READINGS_AT_REST or len(set(said[-READINGS_AT_REST:])) > 1:
+        time.sleep(BETWEEN_READINGS_SECONDS)
+        said.append(used_memory(admin))
+    return said[-1]
 
 
 def _cpu_seconds(admin: Any) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.faults.schedules.checker import (
@@ -67,6 +69,16 @@ GOOD = {
         [FIRST, write("w2", 5, 7, outcome="StoreError")], [read(8, 9, b"w1")], held=landed(FIRST)
     ),
     "a crashed write is written again": history([CRASHED, write("w1", 5, 7)], [read(8, 9, b"w1")]),
+    "a refused write is written again, whose process vanished before it said so": history(
+        [replace(CRASHED, refused=True), SECOND, write("w1", 8, 9)], [read(10, 11, b"w1")]
+    ),
+    "a delete is done again after a write that began before it, and that was found done later": history(
+        [
+            Attempt(1, "w2", b"w2", 1, None, 1, None, (4,), ""), Attempt(2, "w1", None, 2, None, 2, None, (), ""),
+            Attempt(3, "w2", b"w2", 3, 6, 3, 6, (5,), "done", refused=True), deletion("w1", 8, 10),
+        ],
+        [read(11, 12, None)], held=(NOTHING, Held(4, b"w2", "w2"), Held(9, None, "w1")),
+    ),
     "the same bytes were written again": history(
         [FIRST, SECOND, write("w3", 9, 11, body=b"w1")], [read(12, 13, b"w1")]
     ),
@@ -96,6 +108,13 @@ BAD = {
     ),
     "a finished write is written again": (ONCE, history([FIRST, write("w1", 5, 7)], [])),
     "a replaced write is written again": (ONCE, history([CRASHED, SECOND, write("w1", 8, 9)], [])),
+    "a replaced write is written again, one of whose tries was refused": (
+        ONCE, history([CRASHED, write("w1", 2, None), replace(write("w1", 3, None), refused=True), SECOND, write("w1", 8, 9)], []),
+    ),
+    "a write that a write of two deliveries has replaced is written again": (
+        ONCE,
+        history([CRASHED, write("w2", 4, None), replace(write("w2", 5, 7), refused=True), write("w1", 8, 9)], []),
+    ),
     "a ref reads other bytes": (EXACT, history([FIRST, SECOND], [read(8, 9, b"w2", exact="w1")])),
 }  # fmt: skip
 

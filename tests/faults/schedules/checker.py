@@ -159,20 +159,29 @@ def _repeated_writes(history: History, writes: list[Write]) -> Iterator[str]:
 
 
 def _was_replaced(attempt: Attempt, earlier: list[Attempt], history: History) -> bool:
-    """Whether another write began after the last try of this one, and finished before the redelivery."""
+    """Whether another write began after the last try of this one, and finished before the redelivery.
+
+    A write whose every try S3 has refused has written nothing that could be replaced, though a process vanished before it said so.
+    """
     tries = [other for other in earlier if other.began is not None]
-    if not tries or all(other.outcome in DEFINITE for other in tries):
+    if not tries or all(other.refused or other.outcome in DEFINITE for other in tries):
         return False
     last_try = max(other.began or 0 for other in tries)
     return any(
         other.write != attempt.write
-        and other.began is not None
         and other.finished is not None
         and other.asked
-        and other.began > last_try
+        and _put_by(other, history) > last_try
         and other.finished < attempt.started
         for other in history.attempts
     )
+
+
+def _put_by(finished: Attempt, history: History) -> int:
+    """When the delivery began whose request S3 has followed: an earlier one, where this one has found the work done."""
+    followed = {held.step for held in history.held if held.write == finished.write}
+    deliveries = [other for other in history.attempts if other.write == finished.write and followed & set(other.asked)]
+    return min((other.began or 0 for other in deliveries), default=finished.began or 0)
 
 
 def _other_bytes(history: History, writes: list[Write]) -> Iterator[str]:

@@ -14,7 +14,8 @@ BEFORE = -1
 @dataclass(frozen=True)
 class Attempt:
     """One delivery of a write. `began`: from when on the ledger knew of it; `finished`: when the ledger called it done, both None
-    where that never came; `asked`: when S3 was asked; `outcome`: "done", the error's name, or "" where the process vanished."""
+    where that never came; `asked`: when S3 was asked; `outcome`: "done", the error's name, or "" where the process vanished;
+    `refused`: the last that it heard of S3 was a definite no."""
 
     number: int
     write: str
@@ -25,6 +26,7 @@ class Attempt:
     finished: int | None
     asked: tuple[int, ...]
     outcome: str
+    refused: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from s3tasks.errors import NoSuchKey, S3TasksError
+from s3tasks.errors import NoSuchKey, S3TasksError, StoreError, WriteConflict
 from s3tasks.evidence import Current
 from s3tasks.ledger import Opened
 from s3tasks.reads import Query
@@ -189,6 +189,7 @@ def _read(number: int, run: Run) -> history.Read:
 def _attempt(number: int, run: Run) -> history.Attempt:
     calls = run.tape.calls
     operation = run.operation
+    asked = [call for call in calls if call.name in ("PUT", "DELETE")]
     return history.Attempt(
         number,
         operation.write,
@@ -197,8 +198,9 @@ def _attempt(number: int, run: Run) -> history.Attempt:
         ended=run.ended,
         began=_first(calls, lambda call: isinstance(call.result, Opened) or call.name in ("PUT", "DELETE")),
         finished=_first(calls, lambda call: call.name in ("commit", "SET") and call.result is not None),
-        asked=tuple(call.step for call in calls if call.name in ("PUT", "DELETE")),
+        asked=tuple(call.step for call in asked),
         outcome=run.outcome,
+        refused=bool(asked) and isinstance(asked[-1].error, StoreError | WriteConflict),
     )
 
 
