@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from tests.faults.schedules import plan
 from tests.faults.schedules.campaign import Tally, available_processes, campaign, explained, redis_socket
 from tests.faults.schedules.checker import EXACT, ONCE, ORDER, READABLE, REF_READABLE, REPLACED, TURNS, violations
@@ -83,6 +84,10 @@ def test_a_broken_protocol_is_caught_within_so_many_seeds(
     family = FAMILIES[name]
 
     assert hunt(family, on(wire, socket_path, family, MUTANTS[mutant]), wire, seeds, guarantee)
+
+
+def test_the_readme_counts_the_families() -> None:
+    assert f"in {len(FAMILIES)} families" in (REPOSITORY / "README.md").read_text()
 
 
 def test_every_mutant_is_hunted() -> None:
