@@ -8,6 +8,6 @@ if whole(record.seq) ~= ARGV[1] then return '' end
 
 for id in pairs(record.currents) do drop_current(record, id) end
 local begun = next_seq(record)
-local text = insert(record, ':', begun, ARGV[2])
+local text = insert(record, SOMEBODY, begun, ARGV[2])
 save(record, ARGV[3])
 return text

@@ -18,7 +18,7 @@ if intent and intent.does == 'd' and last(intent) < ticket then keep_attempts(re
 local text = not unreported and finished_text(KEYS[2])
 local deletes = is_deleted(ARGV[4])
 if not text or (deletes and number_at(text, 1) ~= landed) then
-  drop_replaced_by(record, landed)
+  drop_replaced_by(record, landed, date_of(ARGV[4]))
   text = insert(record, id, landed, ARGV[4])
 end
 finish(record, id, ticket)

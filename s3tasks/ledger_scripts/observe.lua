@@ -12,25 +12,23 @@ if not record then return problem end
 
 local intent = record.intents[id]
 if not intent then return '' end
-local first = intent.tickets[1]
 if intent.does == 'd' then
   -- A 404 has no date of its own, and the time of the answer would hide what somebody else has written since.
   local newest = 0
   for _, current in pairs(record.currents) do newest = math.max(newest, current.date) end
-  local text = insert(record, id, first, struct.pack('>I4', newest) .. string.sub(rest, 5))
+  local text = insert(record, id, intent.tickets[1], struct.pack('>I4', newest) .. string.sub(rest, 5))
   save(record, ARGV[4])
   return text
 end
 
 if replaced(record, last(intent)) then
-  local date = struct.unpack('>I4', rest)
   for _, current in pairs(record.currents) do
-    if date < current.date then return '' end
+    if date_of(rest) < current.date then return '' end
   end
 end
 if not end_attempt(record, id, ticket) then return '' end
-drop_replaced_by(record, ticket)
-local text = insert(record, id, first, rest)
+drop_replaced_by(record, ticket, date_of(rest))
+local text = insert(record, id, ticket, rest)
 finish(record, id, ticket)
 save(record, ARGV[4])
 redis.call('SET', KEYS[2], text, 'EX', ARGV[5])

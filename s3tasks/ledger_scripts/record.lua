@@ -19,6 +19,9 @@ local LARGEST_NUMBER = 9000000000000000
 
 local UNKNOWN_DATE, UNKNOWN, DELETED = '\0\0\0\0', ' * * *', ' ! * *'
 
+-- The write id of what somebody else has written, and how far two dates of one clock of S3's must be apart to tell which is newer.
+local SOMEBODY, CLOCK_DOUBT_SECONDS = ':', 1
+
 local function is_deleted(rest)
   return string.sub(rest, 5, 6) == ' !'
 end
@@ -252,9 +255,16 @@ local function drop_current(record, id)
   redis.call('HDEL', record.key, 'c' .. id)
 end
 
--- Drops the current writes that had committed when the ticket was handed out: that attempt replaced them.
+local function date_of(rest)
+  return (struct.unpack('>I4', rest))
+end
+
+-- Drops the current writes that had committed when the ticket was handed out: that attempt replaced them. So it did what somebody
+-- else had written, if S3's dates say so, though that may have been adopted while the attempt was under way.
 -- A ticket from beyond the record's own count comes from a history that Redis has lost, and proves nothing about this one.
-local function drop_replaced_by(record, ticket)
+local function drop_replaced_by(record, ticket, date)
+  local theirs = record.currents[SOMEBODY]
+  if theirs and theirs.date > 0 and theirs.date + CLOCK_DOUBT_SECONDS < date then drop_current(record, SOMEBODY) end
   if ticket > record.seq then return end
   for id, current in pairs(record.currents) do
     if current.committed < ticket then drop_current(record, id) end

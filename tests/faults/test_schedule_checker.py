@@ -79,6 +79,10 @@ GOOD = {
         ],
         [read(11, 12, None)], held=(NOTHING, Held(4, b"w2", "w2"), Held(9, None, "w1")),
     ),
+    "a write is written again after another that began before it, and whose bytes came late": history(
+        [write("w2", 1, None), write("w1", 2, None), replace(write("w2", 3, 6), refused=True), write("w1", 8, 10)],
+        [read(11, 12, b"w1")], held=(NOTHING, Held(5, b"w2", "w2"), Held(9, b"w1", "w1")),
+    ),
     "the same bytes were written again": history(
         [FIRST, SECOND, write("w3", 9, 11, body=b"w1")], [read(12, 13, b"w1")]
     ),

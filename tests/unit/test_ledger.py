@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +13,14 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+import s3tasks
 from s3tasks import LedgerUnavailable, ObjectRef, Settings
 from s3tasks.evidence import Current, Intent, Landed, Record
 from s3tasks.lags import LAST_BIN, bin_end, weights_of
 from s3tasks.ledger import Busy, Finished, Ledger, Opened
 from s3tasks.refs import finished_key, lags_key, record_key
 from s3tasks.sandbox import RedisServer, Sandbox
+from s3tasks.verdicts import CLOCK_DOUBT_SECONDS
 from tests.redis_proxy import redis_proxied
 
 REF = ObjectRef("bucket", "key {with} braces")
@@ -269,6 +272,29 @@ def test_an_observed_delete_that_s3_then_refuses_is_none(ledger: Ledger) -> None
     assert ledger.lookup(REF).intents == ()
 
 
+def test_a_delete_that_is_done_stays_done_though_its_second_delivery_is_refused(ledger: Ledger) -> None:
+    first, second = opened(ledger, "d", deletes=True), opened(ledger, "d", deletes=True)
+    ledger.commit(REF, "d", first.ticket, Landed(deleted=True), landed_ticket=first.ticket)
+
+    assert ledger.abort(REF, "d", second.ticket)
+
+    assert [current.deleted for current in ledger.lookup(REF).currents] == [True]
+
+
+def test_a_write_that_a_reader_has_recorded_is_as_old_as_the_delivery_that_put_it_there(ledger: Ledger) -> None:
+    opened(ledger, "b")
+    opened(ledger, "a")
+    again = opened(ledger, "b")
+    intent = next(intent for intent in ledger.lookup(REF).intents if intent.write_id == "b")
+    observed = ledger.observe(REF, intent, again.ticket, Landed(etag="seen", date=100))
+
+    assert observed is not None
+    assert observed.begun == again.ticket
+    superseded = ledger.begin(REF, "a")
+    assert isinstance(superseded, Finished)
+    assert superseded.superseded
+
+
 def test_an_outside_write_is_adopted_as_the_only_current_one(ledger: Ledger) -> None:
     write(ledger, "a")
     judged = ledger.lookup(REF)
@@ -287,6 +313,28 @@ def test_nothing_is_adopted_once_the_record_has_changed(ledger: Ledger) -> None:
 
     assert ledger.adopt(REF, judged, Landed(etag="theirs")) is None
     assert etags(ledger) == {"etag-a"}
+
+
+@pytest.mark.parametrize("deletes", [False, True])
+@pytest.mark.parametrize(
+    ("theirs", "ours", "kept"), [(100, 100 + CLOCK_DOUBT_SECONDS, True), (100, 101 + CLOCK_DOUBT_SECONDS, False), (0, 500, True)]
+)
+def test_what_was_adopted_while_a_write_was_under_way_is_replaced_by_it_if_s3s_dates_say_so(
+    ledger: Ledger, theirs: int, ours: int, kept: bool, deletes: bool
+) -> None:
+    write(ledger, "a", date=50)
+    ticket = opened(ledger, "b", deletes=deletes).ticket
+    assert ledger.adopt(REF, ledger.lookup(REF), Landed(etag="theirs", date=theirs)) is not None
+
+    landed = Landed(deleted=True, date=ours) if deletes else Landed(etag="ours", date=ours)
+    ledger.commit(REF, "b", ticket, landed, landed_ticket=ticket)
+
+    assert etags(ledger) == {landed.etag} | ({"theirs"} if kept else set())
+
+
+def test_dates_tell_as_much_to_the_ledger_as_to_a_reader() -> None:
+    script = (Path(s3tasks.__file__).parent / "ledger_scripts" / "record.lua").read_text()
+    assert f"local SOMEBODY, CLOCK_DOUBT_SECONDS = ':', {CLOCK_DOUBT_SECONDS}\n" in script
 
 
 def test_forget_removes_the_record_and_says_whether_there_was_one(ledger: Ledger) -> None:

@@ -178,10 +178,14 @@ def _was_replaced(attempt: Attempt, earlier: list[Attempt], history: History) ->
 
 
 def _put_by(finished: Attempt, history: History) -> int:
-    """When the delivery began whose request S3 has followed: an earlier one, where this one has found the work done."""
+    """When the delivery began whose request S3 has followed: an earlier one, where this one has found the work done.
+
+    Of a request that S3 has followed late nobody can tell whose it was: the earliest counts.
+    """
     followed = {held.step for held in history.held if held.write == finished.write}
-    deliveries = [other for other in history.attempts if other.write == finished.write and followed & set(other.asked)]
-    return min((other.began or 0 for other in deliveries), default=finished.began or 0)
+    asked = [other for other in history.attempts if other.write == finished.write and other.asked]
+    deliveries = [other for other in asked if followed & set(other.asked)] or (asked if followed else [finished])
+    return min(other.began or 0 for other in deliveries)
 
 
 def _other_bytes(history: History, writes: list[Write]) -> Iterator[str]:

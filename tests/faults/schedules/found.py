@@ -25,8 +25,10 @@ def _stale(operation: int) -> Step:
     return Step(GO, operation, behind=1, seconds=2)
 
 
-def _schedule(family: str, operations: tuple[Operation, ...], steps: tuple[Step, ...], *, outside_last: bool = False) -> Schedule:
-    return Schedule(family, 1, exists=False, outside_last=outside_last, operations=operations, steps=steps)
+def _schedule(
+    family: str, operations: tuple[Operation, ...], steps: tuple[Step, ...], *, exists: bool = False, outside_last: bool = False
+) -> Schedule:
+    return Schedule(family, 1, exists=exists, outside_last=outside_last, operations=operations, steps=steps)
 
 
 _READ = Operation(READ)
@@ -72,5 +74,26 @@ FOUND: dict[str, Schedule] = {
         "ledger flushed",
         (_put(1), _put(2), Operation(EXACT, "w1"), _put(1)),
         (*_steps(0, 0, 0), Step(FLUSH), *_steps(1, 1, 2, 3, 2, 3, 2)),
+    ),
+    "a write that a reader has recorded is taken for as old as its first delivery": _schedule(
+        "overlapping, one second",
+        (_put(2), _put(1), _put(2), _READ, _put(1)),
+        tuple(Step(GO, operation) for operation in (0, 1, 1, 2, 2, 3, 3, 2, 3, 3, 2, 4, 4, 4)),
+    ),
+    "somebody's write is adopted while a later write of ours is under way, and outlives it": _schedule(
+        "outside writers, eventual origin",
+        (_put(2), _READ, _put(3), _READ),
+        (*_steps(0, 0, 0), Step(OUTSIDE_PUT, seconds=2), *_steps(2, 1, 1, 2, 1, 1, 1, 1, 3), _stale(3)),
+    ),
+    "somebody's write is adopted while a delete of ours is under way, and outlives it": _schedule(
+        "outside deletes",
+        (_put(2), _delete(1), _READ, _READ),
+        (*_steps(0, 0), Step(OUTSIDE_PUT, seconds=2), *_steps(0, 1, 2, 2, 2, 2, 1, 1, 3), _stale(3)),
+    ),
+    "a second delivery of a finished delete is refused, and the delete is forgotten": _schedule(
+        "redelivered early, deletes",
+        (_delete(1), _delete(1), _READ),
+        (*_steps(0, 0, 1), Step(GO, 1, REFUSED, seconds=2), *_steps(0, 1, 2), _stale(2)),
+        exists=True,
     ),
 }
