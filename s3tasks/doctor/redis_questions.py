@@ -261,7 +261,7 @@ def latency(ledger: Ledger, server: LedgerServer) -> Said:
             ledger.abort(ref, "doctor", begun.ticket)
 
     ping_seconds, move_seconds = _median_seconds(server.ping), _median_seconds(move) / 2
-    heard = f"{ping_seconds * 1000:.1f} ms a command, {move_seconds * 1000:.1f} ms a move of the ledger (median of {_ROUNDS})"
+    heard = f"{ping_seconds * 1000:.2f} ms a command, {move_seconds * 1000:.2f} ms a move of the ledger (median of {_ROUNDS})"
     if max(ping_seconds, move_seconds) <= SLOW_SECONDS:
         return ok(heard)
     return warn(
