@@ -53,7 +53,9 @@ class Family:
 
 
 _TURNS = {**_TWO_ENDPOINTS, "on_overlap": "serialize"}
+_STRONG = {**_ONE_ENDPOINT, "store_consistency": "strong"}
 _LATE = (("late", 0.08), ("lost", 0.03), ("failed", 0.02))
+_ANY_FAULT = (*_LATE, ("refused", 0.03))
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -63,7 +65,7 @@ FAMILIES: dict[str, Family] = {
         Family("overlapping", _ALL),
         Family("overlapping, one second", _SOUND, own_seconds=False, ticks=0.05),
         Family("eventual origin", _ALL, settings=dict(_ONE_ENDPOINT), origin_is_late=True),
-        Family("strong store", _ALL, settings={**_ONE_ENDPOINT, "store_consistency": "strong"}, own_seconds=False),
+        Family("strong store", _ALL, settings=dict(_STRONG), own_seconds=False),
         Family("escalating reads", _ALL, settings={**_TWO_ENDPOINTS, "on_stale": "origin"}),
         Family("versioned bucket", _ALL, versioned=True, same_bodies=0.5),
         Family("taking turns", _ALL | {TURNS}, settings=dict(_TURNS)),
@@ -79,6 +81,17 @@ FAMILIES: dict[str, Family] = {
         Family("late puts, deletes", _ALL, faults=_LATE, deletes=0.1),
         Family("late puts, one second", _SOUND, faults=_LATE, redelivered_early=0.2, deletes=0.1, own_seconds=False),
         Family("late deletes", _SOUND, faults=_LATE, redelivered_early=0.2, late_deletes=True),
+        Family("many crashes", _ALL, crash=0.25, redelivered=0.9),
+        Family("many faults", _ALL, faults=(("lost", 0.15), ("failed", 0.1), ("refused", 0.08))),
+        Family("strong store, redelivered early", _ALL, settings=dict(_STRONG), redelivered_early=0.5, deletes=0.0),
+        Family("versioned bucket, redelivered early", _ALL, versioned=True, redelivered_early=0.5, deletes=0.0),
+        Family("outside writers, redelivered early", _ALL, outside=0.06, redelivered_early=0.5, deletes=0.0),
+        Family("eventual origin, late puts", _ALL, settings=dict(_ONE_ENDPOINT), origin_is_late=True, faults=_LATE, deletes=0.1),
+        Family("everything at once", _SOUND, faults=_ANY_FAULT, redelivered_early=0.3, outside=0.05),
+        Family(
+            "everything at once, one second", _SOUND, faults=_ANY_FAULT, redelivered_early=0.3, outside=0.05,
+            own_seconds=False, ticks=0.1,
+        ),
         Family("ledger flushed", frozenset({EXACT}), flushes=0.05),
     )
 }
