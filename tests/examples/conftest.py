@@ -24,7 +24,7 @@ COMMANDS: dict[str, Callable[[int], list[str]]] = {
     "flask": lambda port: [*MODULE, "flask", "--app", "tests.examples.flask_app", "run", "--port", str(port)],
     "django": lambda port: [*MODULE, "tests.examples.django_app", "runserver", "--noreload", f"127.0.0.1:{port}"],
 }
-MAX_UPLOAD_BYTES = 65_000_000
+MAX_UPLOAD_BYTES = 100_000_000
 PATIENCE_SECONDS = 120
 
 

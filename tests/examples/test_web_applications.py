@@ -97,12 +97,13 @@ def test_a_larger_file_needs_no_more_memory(running: Callable[[str], Web], frame
     web, piece = running(framework), os.urandom(1_000_000)
     web.finished(web.upload(piece * 16).json()["id"])
     before = web.most_memory_bytes()
-    sent = b"".join(bytes([number]) + piece for number in range(64))
+    sent = b"".join(bytes([number]) + piece for number in range(96))
     task_id = web.upload(sent).json()["id"]
     told = web.finished(task_id)
     assert told["state"] == "SUCCESS"
     assert gzip.decompress(web.http.get(f"/tasks/{task_id}/result").content) == sent
-    assert web.most_memory_bytes() - before < 40_000_000
+    # Four parts more may be in memory, and what is made of each while it is sent; the whole file would be 80 MB more.
+    assert web.most_memory_bytes() - before < 60_000_000
 
 
 @every_framework
