@@ -460,18 +460,20 @@ def test_no_reader_is_served_what_was_replaced_while_two_workers_overwrite_one_k
     for reader in readers:
         reader.stop()
 
-    writes = [Write(f"{writer} {n}", begun, ended) for writer, one in sent.items() for n, begun, ended in one.get(timeout=1)]
+    told = {writer: one.get(timeout=1) for writer, one in sent.items()}
+    writes = [Write(f"{writer} {n}", begun, ended) for writer, finished in told.items() for n, begun, ended in finished]
     reads = [read for reader in readers for read in reader.reads]
     record_testsuite_property("overwriting", f"{len(writes)} writes, {len(reads)} reads in {OVERWRITING_SECONDS:g} s")
     assert [reader.errors for reader in readers if reader.errors] == []
     assert replaced_reads(writes, reads) == []
-    assert min(len(one.get(timeout=1)) for one in sent.values()) > OVERWRITING_SECONDS
+    assert min(map(len, told.values())) > OVERWRITING_SECONDS
     assert all(len(reader.reads) > OVERWRITING_SECONDS for reader in readers), "every reader was served, and often"
     last = {stage.direct.read(ref, wait=READABLE_WITHIN_SECONDS).decode(), escalating.read(ref).decode()}
-    finals = {writer: f"{writer} {len(one.get(timeout=1)) - 1}" for writer, one in sent.items()}
+    finals = {writer: finished[-1][0] for writer, finished in told.items()}
     assert len(last) == 1
-    assert last <= set(finals.values()), "the last write of either worker"
-    assert open_intents(stage.ledger, ref) == ()
+    assert last <= {f"{writer} {number}" for writer, number in finals.items()}, "the last write of either worker"
+    failed = sum(finals[writer] + 1 - len(finished) for writer, finished in told.items())
+    assert len(open_intents(stage.ledger, ref)) <= failed
 
 
 def test_the_judge_of_overwriting_knows_a_replaced_version_from_an_overlapping_one() -> None:

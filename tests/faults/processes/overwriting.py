@@ -11,7 +11,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from s3tasks import ConsistentS3, ObjectRef, PreconditionFailed
+from s3tasks import ConsistentS3, ObjectRef
+from s3tasks.errors import RetryableError
 
 WAIT_SECONDS = 1.0
 
@@ -56,7 +57,7 @@ class Reading:
             begun = time.monotonic()
             try:
                 self.reads.append(Read(self._client.read(self._ref, wait=WAIT_SECONDS).decode(), begun))
-            except PreconditionFailed:
+            except RetryableError:
                 self.refused += 1
             except Exception as problem:  # noqa: BLE001 - whatever else a reader meets is told by the test
                 self.errors.append(problem)
