@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import inspect
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from botocore import xform_name
 from celery.app.defaults import SETTING_KEYS
 
 import s3tasks
-from s3tasks import Settings, errors, store
+from s3tasks import ConsistentS3, Settings, errors, store, verbs
 from s3tasks.store import answers, clients, model, parts
 from tests.house.written_once import (
     CELERY_MEANINGS,
@@ -292,3 +293,32 @@ def test_what_every_call_carries_is_known_to_the_operations_that_need_it(operati
     carried = model.known_to(operation, clients._carried(settings))
 
     assert carried.keys() >= {"ExpectedBucketOwner", "RequestPayer", "SSECustomerKey", "SSECustomerAlgorithm"}
+
+
+# --- the verbs ---
+
+# A worker has its own: how long it waits and how much it takes are settings, and Celery shows progress.
+OF_THE_CALLING_PROCESS = {"self", "wait", "progress", "inside", "limit_bytes", "total_limit_bytes"}
+
+
+def shape(verb: Any) -> list[tuple[str, Any, Any]]:
+    parameters = inspect.signature(verb).parameters.values()
+    return [(one.name, one.kind, one.default) for one in parameters if one.name not in OF_THE_CALLING_PROCESS]
+
+
+VERBS = [
+    each for name, each in vars(verbs).items()
+    if inspect.isfunction(each) and not name.startswith("_") and "self" in inspect.signature(each).parameters
+]
+
+
+def test_every_task_is_compared() -> None:
+    assert {verb.__name__ for verb in VERBS} == {
+        "write", "read", "head", "delete", "copy", "upload", "download", "wait_visible",
+        "write_many", "read_many", "head_many", "delete_many",
+    }
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
+def test_a_task_takes_what_the_client_takes(verb: Any) -> None:
+    assert shape(verb) == shape(getattr(ConsistentS3, verb.__name__))
