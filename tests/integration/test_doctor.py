@@ -429,6 +429,8 @@ def environment(sandbox: Sandbox, sound_redis: RedisServer) -> dict[str, str]:
 
 
 def test_the_command_tells_a_person_and_a_script(environment: dict[str, str], versioned: str, sandbox: Sandbox) -> None:
+    # However far the replica lags on a busy machine: there is nothing to change.
+    environment["S3TASKS_ON_STALE"] = "origin"
     told = command(environment, *COMMAND, "doctor", "--bucket", f"{versioned}/x/", "--tries", "2")
     assert told.returncode == 0, told.stdout + told.stderr
     for words in ("What holds here", "checking reads against the ledger: needed", "Nothing to change."):
