@@ -18,6 +18,7 @@ import pytest
 
 from s3tasks.refs import record_key
 from s3tasks.sandbox import Sandbox
+from s3tasks.sandbox.processes import wait_until
 from tests.faults.processes.stage import VISIBILITY_TIMEOUT_SECONDS, Stage, result_of, staged
 from tests.faults.processes.traps import Trap, When
 from tests.faults.processes.watching import Watcher, assert_in_order, assert_sound
@@ -102,10 +103,15 @@ def test_a_worker_whose_clock_is_wrong_waits_for_the_replica_as_long_as_any(
 @pytest.mark.parametrize("offset", OFFSETS)
 def test_a_write_by_a_worker_with_the_wrong_clock_is_done_once_though_delivered_again(stage: Stage, offset: str) -> None:
     ref = stage.new_ref()
-    stage.traps.set(Trap(ref, "commit", When.AFTER, lambda: time.sleep(VISIBILITY_TIMEOUT_SECONDS + 1.5)))
+    record = record_key(stage.settings.ledger_prefix, ref)
+
+    def hold_until_delivered_again() -> None:
+        wait_until(lambda: stage.redis_proxy.count("begin", record) > 1, 8 * VISIBILITY_TIMEOUT_SECONDS)
+
+    stage.traps.set(Trap(ref, "commit", When.AFTER, hold_until_delivered_again))
     sent = stage.send(offset, "write", b"x", ref.uri)
 
     assert stage.direct.read(result_of(sent)) == b"x"
     assert stage.s3_proxy.count_of("PUT", ref) == 1
-    assert stage.redis_proxy.count("begin", record_key(stage.settings.ledger_prefix, ref)) > 1, "delivered again"
+    assert stage.redis_proxy.count("begin", record) > 1, "delivered again"
     assert_sound(stage.direct, stage.ledger, ref, b"x", sent.id)
