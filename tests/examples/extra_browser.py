@@ -24,6 +24,13 @@ from s3tasks.sandbox.redis_server import free_loopback_port
 from tests.examples.conftest import PATIENCE_SECONDS, Web
 
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # W3C WebDriver, 12.1
+# A page that watches itself misses nothing, however slowly it is asked.
+WATCH = """
+    window.shown = [];
+    const text = name => document.getElementById(name).textContent;
+    const look = () => window.shown.push([text("state"), text("percent"), document.getElementById("progress").ariaLabel]);
+    new MutationObserver(look).observe(document.body, {subtree: true, childList: true, characterData: true});
+"""
 CHROMIUM_ARGUMENTS = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1000,800")
 SCREENSHOTS = os.environ.get("BROWSER_SCREENSHOTS")
 
@@ -73,15 +80,20 @@ class Browser:
             png = base64.b64decode(self.ask("GET", "/screenshot"))
             Path(SCREENSHOTS, f"{name}.png").write_bytes(png)
 
-    def seen_until(self, wanted: str, selector: str = "#state") -> list[str]:
-        """What the element shows, change by change, until it shows something that begins so."""
-        seen: list[str] = []
+    def wait_for(self, wanted: str) -> None:
+        """Until the state that is shown begins so."""
         waiting_until = time.monotonic() + PATIENCE_SECONDS
-        while not seen or not seen[-1].startswith(wanted):
-            assert time.monotonic() < waiting_until, seen
-            shown = self.text(selector)
-            seen += [shown] if not seen or seen[-1] != shown else []
-        return seen
+        while not (shown := self.text("#state")).startswith(wanted):
+            assert time.monotonic() < waiting_until, shown
+
+    def watch(self) -> None:
+        """From now on the page keeps what it shows."""
+        self.run(WATCH)
+
+    def progress_shown(self, state: str) -> set[tuple[str, str]]:
+        """The percentages that were shown while the state began so, each with the name of the progress bar."""
+        shown = self.run("return window.shown")
+        return {(percent, label) for said, percent, label in shown if said.startswith(state) and percent}
 
     def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         return self._ask(method, self._session + path, body)
@@ -129,14 +141,14 @@ def test_a_person_uploads_a_file_watches_it_and_gets_the_result(page: Web, brows
     chosen.write_bytes(b"a,b,c\n" * 300_000)
     browser.picture("1-empty")
     browser.throttle(700_000)
+    browser.watch()
     browser.upload(chosen)
-    percents = browser.seen_until("5", "#percent")
-    assert browser.text("#state") == "Uploading"
     browser.picture("2-uploading")
-    percents += browser.seen_until("8", "#percent")
-    browser.seen_until("Done")
+    browser.wait_for("Done")
     browser.picture("3-done")
-    assert len(set(percents) - {""}) >= 2
+    uploading = browser.progress_shown("Uploading")
+    assert len(uploading) >= 2
+    assert {label for _, label in uploading} == {"Upload"}
     assert browser.text("#link") == "Download quarterly report ü.csv.gz"
     assert browser.text("#sizes").startswith("1.8 MB became ")
     fetched = page.http.get(urllib.parse.urlsplit(browser.run("return document.getElementById('link').href")).path)
@@ -146,17 +158,12 @@ def test_a_person_uploads_a_file_watches_it_and_gets_the_result(page: Web, brows
 
 def test_how_far_the_worker_has_come_is_shown(page: Web, browser: Browser, tmp_path: Path) -> None:
     (tmp_path / "large.bin").write_bytes(os.urandom(60_000_000))
+    browser.watch()
     browser.upload(tmp_path / "large.bin")
-    browser.seen_until("Compressing")
-    assert browser.label("#progress") == "Compression"
-    percents: set[str] = set()
-    waiting_until = time.monotonic() + PATIENCE_SECONDS
-    while browser.text("#state") != "Done":
-        assert time.monotonic() < waiting_until, percents
-        percents.add(browser.text("#percent"))
-        if len(percents - {""}) == 2:
-            browser.picture("7-compressing")
-    assert len(percents - {""}) >= 2
+    browser.wait_for("Done")
+    compressing = browser.progress_shown("Compressing")
+    assert len(compressing) >= 2
+    assert {label for _, label in compressing} == {"Compression"}
 
 
 def test_what_the_storage_has_not_got_yet_is_said_and_waited_for(
@@ -166,11 +173,11 @@ def test_what_the_storage_has_not_got_yet_is_said_and_waited_for(
     sandbox.pause_replication()
     try:
         browser.upload(tmp_path / "late.txt")
-        browser.seen_until("Waiting for the storage")
+        browser.wait_for("Waiting for the storage")
         browser.picture("4-waiting")
     finally:
         sandbox.resume_replication()
-    assert browser.seen_until("Done")
+    browser.wait_for("Done")
 
 
 def test_an_error_is_said_and_a_second_try_works(
@@ -185,12 +192,12 @@ def test_an_error_is_said_and_a_second_try_works(
         browser.open(str(web.http.base_url))
         server.kill()
         browser.upload(tmp_path / "a.txt")
-        browser.seen_until("The service is not available. Please try again")
+        browser.wait_for("The service is not available. Please try again")
         browser.picture("5-error")
         assert browser.run("return document.getElementById('send').disabled") is False
         server.restart()
         browser.run("document.getElementById('send').click()")
-        browser.seen_until("Waiting for a worker")
+        browser.wait_for("Waiting for a worker")
 
 
 def test_every_control_has_a_name_for_those_who_do_not_see_it(page: Web, browser: Browser) -> None:
