@@ -9,11 +9,10 @@ import re
 from contextlib import closing
 from dataclasses import dataclass
 from io import BytesIO
-from shutil import copyfileobj
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
 
-from s3tasks.errors import PayloadTooLarge, StoreUnavailable
+from s3tasks.errors import LocalFileError, PayloadTooLarge, StoreUnavailable
 from s3tasks.evidence import Served
 from s3tasks.refs import ObjectRef
 from s3tasks.store.answers import ByteRange, Endpoint, Head
@@ -23,6 +22,7 @@ WHOLE: ByteRange = (0, None)
 _SKIP_BYTES = 1024 * 1024
 # What is more goes through a temporary file.
 _MEASURED_IN_MEMORY_BYTES = 8 * 1024 * 1024
+_MEASURED_AT_ONCE_BYTES = 1024 * 1024
 
 
 class Body:
@@ -127,20 +127,36 @@ def at_hand(served: Served, body: bytes, ref: ObjectRef) -> Answer:
 
 
 def measured(raw: Any, ref: ObjectRef) -> tuple[IO[bytes], int]:
-    """A body that came without its length, taken in whole, and how many bytes it has. StoreUnavailable if it breaks off.
+    """A body that came without its length, taken in whole, and how many bytes it has.
 
-    Without a length nobody could refuse it for its size, or tell that some of it is missing.
+    Without a length nobody could refuse it for its size, or tell that some of it is missing. StoreUnavailable if it breaks off,
+    LocalFileError if this machine cannot keep it.
     """
     kept = SpooledTemporaryFile(_MEASURED_IN_MEMORY_BYTES)  # noqa: SIM115 - whoever reads it closes it
     try:
-        with closing(raw), door("GetObject", ref):
-            copyfileobj(raw, kept)
+        with closing(raw):
+            while came := _next(raw, ref):
+                _keep(kept, came, ref)
     except BaseException:
         kept.close()
         raise
     length = kept.tell()
     kept.seek(0)
     return kept, length
+
+
+def _next(raw: Any, ref: ObjectRef) -> bytes:
+    with door("GetObject", ref):
+        came: bytes = raw.read(_MEASURED_AT_ONCE_BYTES)
+    return came
+
+
+def _keep(kept: IO[bytes], came: bytes, ref: ObjectRef) -> None:
+    try:
+        kept.write(came)
+    except OSError as problem:
+        where = f"a temporary file for s3://{ref.bucket}/{ref.key}, which came without its length"
+        raise LocalFileError(where, problem.strerror or str(problem)) from problem
 
 
 def cut_of(byte_range: ByteRange | None, content_range: str) -> ByteRange:

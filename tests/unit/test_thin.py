@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from botocore.credentials import ReadOnlyCredentials
 from botocore.handlers import BUILTIN_HANDLERS
 from urllib3 import HTTPResponse
 
-from s3tasks import ObjectRef, Settings, StoreError, StoreUnavailable
+from s3tasks import LocalFileError, ObjectRef, Settings, StoreError, StoreUnavailable
 from s3tasks.refs import Marker
 from s3tasks.store import Condition, Content, Endpoint, Store
 from s3tasks.store.spelling import can_spell, checksum_of, said_by
@@ -633,6 +634,15 @@ def test_of_a_range_of_unknown_length_the_object_keeps_its_own_size(ref: ObjectR
 
 def test_chunks_that_break_off_are_no_body(ref: ObjectRef, open_store: Callable[..., Store]) -> None:
     with scripted([CHUNKS]) as (url, _), pytest.raises(StoreUnavailable):
+        open_store(url, store_attempts=1).get(ref, Endpoint.READ)
+
+
+def test_a_body_of_unknown_length_that_this_machine_cannot_keep_is_not_blamed_on_the_store(
+    ref: ObjectRef, open_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/proc/self/fdinfo")  # where nobody can make a file
+    large = TO_THE_CLOSE.replace(b"body", b"x" * 9_000_000)
+    with scripted([large]) as (url, _), pytest.raises(LocalFileError, match=r"s3://.* came without its length: No such file"):
         open_store(url, store_attempts=1).get(ref, Endpoint.READ)
 
 
