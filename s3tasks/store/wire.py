@@ -3,7 +3,7 @@
 It never sends a request twice, never interprets an answer, and never reads one that is framed in any but the plainest way: that is
 left to the standard library's own parser.
 
-Connections are urllib3's, made with the time-outs, TLS settings, CA bundle and client certificate that botocore would use; what
+Connections are urllib3's, made with the time-outs, TLS settings and CA bundle that botocore would use; what
 goes wrong is raised as the error that botocore's own session raises. A GET of 1 KiB costs 0.03 of boto3's in here, 0.10 through
 http.client and 0.21 through urllib3's pool, most of it for reading heads of any kind.
 """
@@ -281,10 +281,9 @@ class Wire:
         options = {"timeout": self._connect_timeout, "socket_options": self._how["socket_options"]}
         if origin.scheme == "http":
             return HTTPConnection(origin.host, origin.port, **options)
-        verify, certificate = self._how["verify"], self._how["client_cert"]
-        cert_file, key_file = certificate if isinstance(certificate, tuple) else (certificate, None)
+        verify = self._how["verify"]
         return HTTPSConnection(
-            origin.host, origin.port, ssl_context=self._tls, cert_file=cert_file, key_file=key_file,
+            origin.host, origin.port, ssl_context=self._tls,
             cert_reqs="CERT_REQUIRED" if verify else "CERT_NONE", ca_certs=get_cert_path(verify) if verify else None, **options,
         )
 
@@ -310,7 +309,7 @@ def _how_botocore_connects(client: Any, ca_bundle: str | None, tcp_keepalive: bo
         options.append((socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1))
     endpoint = EndpointCreator(meta.events).create_endpoint(
         meta.service_model, meta.region_name, meta.endpoint_url, verify=ca_bundle, http_session_cls=_Reach,
-        proxies=meta.config.proxies, socket_options=options, client_cert=meta.config.client_cert,
+        proxies=meta.config.proxies, socket_options=options,
     )
     how: dict[str, Any] = endpoint.http_session.how
     return how

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from datetime import datetime, timedelta, timezone
 from io import BytesIO
 from pathlib import Path
@@ -28,13 +28,14 @@ from botocore.config import Config
 from botocore.credentials import ReadOnlyCredentials
 from botocore.handlers import BUILTIN_HANDLERS
 from urllib3 import HTTPResponse
+from urllib3.connection import HTTPConnection
 
 from s3tasks import LocalFileError, ObjectRef, Settings, StoreError, StoreUnavailable
 from s3tasks.refs import Marker
 from s3tasks.store import Condition, Content, Endpoint, Store
 from s3tasks.store.spelling import can_spell, checksum_of, said_by
 from s3tasks.store.thin import ThinClient
-from s3tasks.store.wire import Origin, Reply, Wire
+from s3tasks.store.wire import Origin, Reply, Wire, _Line
 from tests.benchmarks.fast_s3 import FastS3
 from tests.s3_proxy import Dropped, Forward, Request, Response, proxied, refusal
 from tests.scripted_server import GOOD, scripted
@@ -635,6 +636,17 @@ def test_of_a_range_of_unknown_length_the_object_keeps_its_own_size(ref: ObjectR
 def test_chunks_that_break_off_are_no_body(ref: ObjectRef, open_store: Callable[..., Store]) -> None:
     with scripted([CHUNKS]) as (url, _), pytest.raises(StoreUnavailable):
         open_store(url, store_attempts=1).get(ref, Endpoint.READ)
+
+
+def test_what_the_store_says_before_it_has_read_all_is_heard() -> None:
+    ours, theirs = socket.socketpair()
+    connection = HTTPConnection("127.0.0.1")
+    connection.sock, connection.connect = ours, lambda: None  # type: ignore[method-assign]
+    theirs.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+    theirs.close()
+    with closing(_Line(connection, 5.0)) as line:
+        line.send(b"PUT / HTTP/1.1\r\n\r\n", b"x" * 1_000_000)
+        assert line.plain_head() == (403, {"content-length": "0"})
 
 
 def test_a_body_of_unknown_length_that_this_machine_cannot_keep_is_not_blamed_on_the_store(
