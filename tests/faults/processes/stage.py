@@ -25,6 +25,7 @@ PATIENCE_SECONDS = 60.0
 # Messages that wait behind others in a worker must not come back, however slow the machine is.
 VISIBILITY_TIMEOUT_SECONDS = 6
 STORE_SILENCE_SECONDS = 0.5
+_NUMBERS = itertools.count()
 
 
 class Stage:
@@ -48,7 +49,6 @@ class Stage:
         self.replicated = self.client(read_endpoint_url=sandbox.read_endpoint_url)
         self.tasks = self._producer()
         sandbox.create_bucket("faults")
-        self._numbers = itertools.count()
 
     def client(self, **changes: Any) -> ConsistentS3:
         """A client of this process, past the proxies unless the changed settings say otherwise."""
@@ -57,8 +57,8 @@ class Stage:
         return made
 
     def new_ref(self) -> ObjectRef:
-        """An object nobody has used."""
-        return ObjectRef("faults", f"object-{next(self._numbers)}")
+        """An object nobody has used, on this stage or another."""
+        return ObjectRef("faults", f"object-{next(_NUMBERS)}")
 
     def environment(self, **changes: str) -> dict[str, str]:
         """What a worker between the proxies is started with."""
