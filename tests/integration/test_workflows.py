@@ -15,6 +15,7 @@ from celery.exceptions import ChordError
 
 from s3tasks import InvalidRef, NoSuchKey, NotYetVisible, ObjectDeleted, S3Tasks, StoreError, Superseded
 from s3tasks.sandbox import Sandbox, WorkerProcess
+from s3tasks.sandbox.processes import wait_until
 from tests.conftest import REPOSITORY
 from tests.s3_proxy import Forward, Request, Response, proxied
 
@@ -456,9 +457,15 @@ def test_a_chord_whose_worker_is_killed_while_it_writes_runs_its_body_once(
     workers: list[WorkerProcess] = []
     queue = f"q{uuid.uuid4().hex[:8]}"
 
+    written: set[str] = set()
+
     def kills_the_worker_once(request: Request, forward: Forward) -> Response:
         response = forward(request)
+        if request.method == "PUT":
+            written.add(request.path[-2:])
         if request.method == "PUT" and request.path.endswith("/2") and len(workers) == 1:
+            # A message that kombu has taken off the list and not yet noted as unacknowledged would be lost with the worker.
+            assert wait_until(lambda: written == {"/0", "/1", "/2", "/3"}, PATIENCE_SECONDS)
             workers[0].kill()
         return response
 
