@@ -455,9 +455,8 @@ def test_a_chord_whose_worker_is_killed_while_it_writes_runs_its_body_once(
     s3: S3Tasks, bucket: str, task: Callable[..., Signature], notes: Notes, sandbox: Sandbox
 ) -> None:
     workers: list[WorkerProcess] = []
-    queue = f"q{uuid.uuid4().hex[:8]}"
-
     written: set[str] = set()
+    queue = f"q{uuid.uuid4().hex[:8]}"
 
     def kills_the_worker_once(request: Request, forward: Forward) -> Response:
         response = forward(request)
@@ -465,7 +464,7 @@ def test_a_chord_whose_worker_is_killed_while_it_writes_runs_its_body_once(
             written.add(request.path[-2:])
         if request.method == "PUT" and request.path.endswith("/2") and len(workers) == 1:
             # A message that kombu has taken off the list and not yet noted as unacknowledged would be lost with the worker.
-            assert wait_until(lambda: written == {"/0", "/1", "/2", "/3"}, PATIENCE_SECONDS)
+            wait_until(lambda: written == {"/0", "/1", "/2", "/3"}, PATIENCE_SECONDS)
             workers[0].kill()
         return response
 
@@ -480,8 +479,7 @@ def test_a_chord_whose_worker_is_killed_while_it_writes_runs_its_body_once(
         header = [s3.write.s(str(n), f"s3://{bucket}/{n}").set(queue=queue) for n in range(4)]
         body = chain(task("read_all").set(queue=queue), task("tally", notes.name).set(queue=queue))
         result = chord(header)(body)
-        while workers[0].running:
-            time.sleep(0.02)
+        assert wait_until(lambda: not workers[0].running, PATIENCE_SECONDS)
         start(environment)
         try:
             assert done(result) == [b"0", b"1", b"2", b"3"]
